@@ -1,0 +1,2 @@
+//! The `lcsc` command.
+fn main() {}

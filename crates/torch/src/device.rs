@@ -1,0 +1,234 @@
+//! Where tensors live and in which precision networks compute. CUDA is opened at run time: the binary links CPU only.
+
+use crate::error::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use tch::{Cuda, Device, Kind};
+
+/// What became of the attempt to open libtorch's CUDA half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CudaStatus {
+    /// Opened from this path, and devices were found.
+    Available {
+        /// The library, or its bare name when the loader's path had it.
+        library: String,
+        /// Number of devices.
+        devices: usize,
+    },
+    /// Opened, but the driver shows no device.
+    NoDevice {
+        /// The library.
+        library: String,
+    },
+    /// Not opened: the loader's reason for each place tried.
+    NotLoaded {
+        /// One line a place.
+        reasons: Vec<String>,
+    },
+}
+
+static CUDA: OnceLock<CudaStatus> = OnceLock::new();
+const LIBRARY: &str = "libtorch_cuda.so";
+
+/// Opens `libtorch_cuda.so` once, with its symbols global so that PyTorch's registration takes effect.
+///
+/// Places, in order: `.libtorch/cuda` in a parent folder of the executable, then the loader's own path.
+pub fn open_cuda() -> &'static CudaStatus {
+    CUDA.get_or_init(|| {
+        let mut reasons = Vec::new();
+        for place in cuda_places() {
+            // SAFETY: libtorch_cuda's static initialisers only register kernels with the libtorch that is loaded.
+            let opened = unsafe {
+                libloading::os::unix::Library::open(
+                    Some(&place),
+                    libloading::os::unix::RTLD_NOW | libloading::os::unix::RTLD_GLOBAL,
+                )
+            };
+            match opened {
+                Ok(library) => {
+                    std::mem::forget(library); // its kernels stay registered until the process ends
+                    let library = place.display().to_string();
+                    let devices = Cuda::device_count().max(0) as usize;
+                    return if Cuda::is_available() && devices > 0 {
+                        CudaStatus::Available { library, devices }
+                    } else {
+                        CudaStatus::NoDevice { library }
+                    };
+                }
+                Err(e) => reasons.push(e.to_string()),
+            }
+        }
+        CudaStatus::NotLoaded { reasons }
+    })
+}
+
+/// [`open_cuda`] under the name that reads well in reports.
+pub fn cuda_status() -> &'static CudaStatus {
+    open_cuda()
+}
+
+fn cuda_places() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if let Ok(exe) = std::env::current_exe() {
+        // The resolved path, so that libtorch_cuda finds its NVIDIA libraries relative to its real place.
+        let near = exe.ancestors().map(|a| a.join(".libtorch/cuda").join(LIBRARY)).find_map(|p| p.canonicalize().ok());
+        places.extend(near);
+    }
+    places.push(PathBuf::from(LIBRARY));
+    places
+}
+
+/// The device as written in a config or on the command line: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// CUDA device 0 where there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by number.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("unknown device `{other}`, expected `auto`, `cpu`, `cuda` or `cuda:N`")),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(s: String) -> std::result::Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(d: DeviceChoice) -> String {
+        d.to_string()
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl JsonSchema for DeviceChoice {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DeviceChoice".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^(auto|cpu|cuda|cuda:[0-9]+)$",
+            "description": "`auto`, `cpu`, `cuda` or `cuda:N`"
+        })
+    }
+}
+
+impl DeviceChoice {
+    /// The device itself.
+    ///
+    /// # Errors
+    /// CUDA was asked for and is not there: with the loader's reason.
+    pub fn resolve(self) -> Result<Device> {
+        match (self, open_cuda()) {
+            (Self::Cpu, _) => Ok(Device::Cpu),
+            (Self::Auto, CudaStatus::Available { .. }) => Ok(Device::Cuda(0)),
+            (Self::Auto, CudaStatus::NoDevice { .. } | CudaStatus::NotLoaded { .. }) => Ok(Device::Cpu),
+            (Self::Cuda(n), CudaStatus::Available { devices, .. }) if n < *devices => Ok(Device::Cuda(n)),
+            (Self::Cuda(n), CudaStatus::Available { devices, .. }) => {
+                Err(Error::Message(format!("device cuda:{n} does not exist: this machine has {devices}")))
+            }
+            (Self::Cuda(_), CudaStatus::NoDevice { library }) => Err(Error::Message(format!(
+                "CUDA was asked for; {library} was opened, but the driver shows no device (see `nvidia-smi`). Use device = \"cpu\""
+            ))),
+            (Self::Cuda(_), CudaStatus::NotLoaded { reasons }) => Err(Error::Message(format!(
+                "CUDA was asked for, but libtorch's CUDA half could not be opened: {}. Run scripts/setup.sh --cuda, or use device = \"cpu\"",
+                reasons.join("; ")
+            ))),
+        }
+    }
+}
+
+/// The type in which networks compute; weights, moments, losses and samplers stay f32 or wider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// bfloat16 weights and activations; group-norm and softmax accumulate in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The tensor type of weights and activations inside a network.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// Threads that one CPU operation uses now.
+pub fn cpu_threads() -> usize {
+    tch::get_num_threads().max(1) as usize
+}
+
+/// Threads to use when nothing is said: `OMP_NUM_THREADS`, else the cores that this process may use.
+pub fn default_threads() -> usize {
+    let said = std::env::var("OMP_NUM_THREADS").ok().and_then(|s| s.parse().ok()).filter(|n| *n > 0);
+    said.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Sets the number of threads of one CPU operation. Gradients of convolutions depend on it in their last bits.
+pub fn set_cpu_threads(n: usize) {
+    tch::set_num_threads(n.max(1) as i32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_parse_and_print() {
+        for text in ["auto", "cpu", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+        assert!("gpu".parse::<DeviceChoice>().unwrap_err().contains("`auto`"));
+    }
+
+    #[test]
+    fn asking_for_a_missing_device_says_why() {
+        if matches!(open_cuda(), CudaStatus::Available { .. }) {
+            return;
+        }
+        let text = DeviceChoice::Cuda(0).resolve().unwrap_err().to_string();
+        assert!(text.contains("cpu") && (text.contains("setup.sh --cuda") || text.contains("nvidia-smi")), "{text}");
+    }
+}

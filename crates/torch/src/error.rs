@@ -1,0 +1,88 @@
+//! The one error type of the libraries: what failed, where, and what to do about it.
+
+use std::path::{Path, PathBuf};
+
+/// Result with the project's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong, each with its place.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused an operation on a path.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file was read but its content does not fit: damaged, or not what was asked for.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        message: String,
+    },
+    /// libtorch failed.
+    #[error("libtorch, {during}: {message}")]
+    Torch {
+        /// What was being done.
+        during: String,
+        /// libtorch's message without its C++ stack.
+        message: String,
+    },
+    /// Loss or gradient became non-finite under the policy `stop`.
+    #[error("{0}")]
+    NonFinite(String),
+    /// Anything else, in a sentence that names the place and the remedy.
+    #[error("{0}")]
+    Message(String),
+}
+
+impl Error {
+    /// An error about the content of a file.
+    pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::File { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// An error in a sentence.
+    pub fn msg(message: impl Into<String>) -> Self {
+        Error::Message(message.into())
+    }
+}
+
+/// The first line of a libtorch message: the rest is a C++ stack.
+pub(crate) fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().trim().to_string()
+}
+
+impl From<tch::TchError> for Error {
+    fn from(e: tch::TchError) -> Self {
+        Error::Torch { during: "in a tensor operation".into(), message: first_line(&e.to_string()) }
+    }
+}
+
+/// Gives an I/O or libtorch error its place.
+pub trait Context<T> {
+    /// Names the path that was worked on.
+    fn at(self, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn at(self, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| Error::Io { path: path.as_ref().to_path_buf(), source })
+    }
+}
+
+impl<T> Context<T> for std::result::Result<T, tch::TchError> {
+    fn at(self, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|e| Error::file(path, first_line(&e.to_string())))
+    }
+}
+
+/// Returns early with [`Error::Message`], formatted.
+#[macro_export]
+macro_rules! bail {
+    ($($arg:tt)*) => { return Err($crate::Error::Message(format!($($arg)*))) };
+}

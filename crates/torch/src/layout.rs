@@ -1,0 +1,261 @@
+//! The names, shapes and places of a network's tensors inside one flat vector.
+
+use crate::error::{Error, Result};
+use crate::noise::{Stream, derive_seed, standard_normal, unit_f64};
+use crate::weights::Weights;
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
+use std::ops::Index;
+use tch::{Device, Tensor};
+
+/// How a tensor begins.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Init {
+    /// `gain·√(6/(fan_in+fan_out))·U(−1,1)`.
+    XavierUniform {
+        /// Inputs that one output sums over.
+        fan_in: i64,
+        /// Outputs that one input feeds.
+        fan_out: i64,
+        /// Extra factor.
+        gain: f64,
+    },
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Given values.
+    Fixed(Vec<f32>),
+}
+
+/// One named tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Name in files, equal to the reference's state dict.
+    pub name: String,
+    /// Shape, as in files.
+    pub shape: Vec<i64>,
+    /// Initial value.
+    pub init: Init,
+}
+
+impl TensorSpec {
+    /// Number of values.
+    pub fn numel(&self) -> i64 {
+        self.shape.iter().product()
+    }
+
+    /// The initial value, f32: a function of the seed and the name alone.
+    fn init_values(&self, seed: u64) -> Vec<f32> {
+        let n = self.numel() as usize;
+        let name_hash = self.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3) // FNV-1a
+        });
+        let mut rng = ChaCha8Rng::seed_from_u64(derive_seed(seed, Stream::Init, name_hash));
+        match &self.init {
+            Init::XavierUniform { fan_in, fan_out, gain } => {
+                let bound = gain * (6.0 / (fan_in + fan_out) as f64).sqrt();
+                (0..n).map(|_| (bound * (2.0 * unit_f64(&mut rng) - 1.0)) as f32).collect()
+            }
+            Init::Normal(std) => (0..n).map(|_| (std * standard_normal(&mut rng)) as f32).collect(),
+            Init::Zeros => vec![0.0; n],
+            Init::Ones => vec![1.0; n],
+            Init::Fixed(values) => values.clone(),
+        }
+    }
+}
+
+/// A parameter of the layout that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParamId(usize);
+
+/// A buffer of the layout that gave it: a tensor in files that is never trained, averaged or merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufferId(usize);
+
+/// Collects a network's tensors while its structure is built.
+#[derive(Debug, Default)]
+pub struct LayoutBuilder {
+    params: Vec<TensorSpec>,
+    buffers: Vec<TensorSpec>,
+}
+
+impl LayoutBuilder {
+    /// Adds a trained tensor.
+    pub fn param(&mut self, name: impl Into<String>, shape: &[i64], init: Init) -> ParamId {
+        self.params.push(TensorSpec { name: name.into(), shape: shape.to_vec(), init });
+        ParamId(self.params.len() - 1)
+    }
+
+    /// Adds a tensor that files hold but nothing trains.
+    pub fn buffer(&mut self, name: impl Into<String>, shape: &[i64], init: Init) -> BufferId {
+        self.buffers.push(TensorSpec { name: name.into(), shape: shape.to_vec(), init });
+        BufferId(self.buffers.len() - 1)
+    }
+
+    /// The finished layout: tensors in the order of files (by name), one after the other.
+    pub fn finish(self) -> ParamLayout {
+        let (params, param_slot) = sorted(self.params);
+        let (buffers, buffer_slot) = sorted(self.buffers);
+        ParamLayout { params, param_slot, buffers, buffer_slot }
+    }
+}
+
+/// Sorts by name; also where each original entry went.
+fn sorted(specs: Vec<TensorSpec>) -> (Vec<TensorSpec>, Vec<usize>) {
+    let mut order: Vec<usize> = (0..specs.len()).collect();
+    order.sort_by(|&a, &b| specs[a].name.cmp(&specs[b].name));
+    let mut slot = vec![0; specs.len()];
+    for (place, &original) in order.iter().enumerate() {
+        slot[original] = place;
+    }
+    (order.iter().map(|&i| specs[i].clone()).collect(), slot)
+}
+
+/// Names the pieces of a flat vector of P values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamLayout {
+    params: Vec<TensorSpec>,
+    param_slot: Vec<usize>,
+    buffers: Vec<TensorSpec>,
+    buffer_slot: Vec<usize>,
+}
+
+impl ParamLayout {
+    /// P, the length of `theta`.
+    pub fn numel(&self) -> i64 {
+        self.params.iter().map(TensorSpec::numel).sum()
+    }
+
+    /// Trained tensors in the order of `theta` and of files.
+    pub fn params(&self) -> &[TensorSpec] {
+        &self.params
+    }
+
+    /// Untrained tensors in the order of files.
+    pub fn buffers(&self) -> &[TensorSpec] {
+        &self.buffers
+    }
+
+    /// Fresh weights: a function of the seed alone, equal on every device.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn init(&self, seed: u64, device: Device) -> Result<Weights> {
+        let mut values = Vec::with_capacity(self.numel() as usize);
+        self.params.iter().for_each(|p| values.extend(p.init_values(seed)));
+        let buffers = self
+            .buffers
+            .iter()
+            .map(|b| Ok(Tensor::f_from_slice(&b.init_values(seed))?.f_view(b.shape.as_slice())?.f_to(device)?))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Weights { theta: Tensor::f_from_slice(&values)?.f_to(device)?, buffers })
+    }
+
+    /// Views of the pieces of `theta` (one split: the gradient comes back as one flat vector) with the buffers beside.
+    ///
+    /// Take fresh views each step and change `theta` only after the backward pass.
+    ///
+    /// # Errors
+    /// `theta` is not a vector of P values, or the number of buffers differs.
+    pub fn views(&self, theta: &Tensor, buffers: &[Tensor]) -> Result<Params> {
+        if theta.size() != [self.numel()] || buffers.len() != self.buffers.len() {
+            return Err(Error::Message(format!(
+                "this network has {} parameters and {} buffers, but was given a vector of shape {:?} and {} buffers",
+                self.numel(),
+                self.buffers.len(),
+                theta.size(),
+                buffers.len()
+            )));
+        }
+        let sizes: Vec<i64> = self.params.iter().map(TensorSpec::numel).collect();
+        let pieces = theta.f_split_with_sizes(sizes, 0)?;
+        let shaped = |&slot: &usize| pieces[slot].f_view(self.params[slot].shape.as_slice());
+        let tensors = self.param_slot.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;
+        let buffers = self.buffer_slot.iter().map(|&slot| buffers[slot].shallow_clone()).collect();
+        Ok(Params { tensors, buffers })
+    }
+}
+
+/// The pieces of one flat vector, by [`ParamId`] and [`BufferId`].
+#[derive(Debug)]
+pub struct Params {
+    tensors: Vec<Tensor>,
+    buffers: Vec<Tensor>,
+}
+
+impl Index<ParamId> for Params {
+    type Output = Tensor;
+
+    fn index(&self, id: ParamId) -> &Tensor {
+        &self.tensors[id.0]
+    }
+}
+
+impl Index<BufferId> for Params {
+    type Output = Tensor;
+
+    fn index(&self, id: BufferId) -> &Tensor {
+        &self.buffers[id.0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    fn two() -> (ParamLayout, ParamId, ParamId) {
+        let mut b = LayoutBuilder::default();
+        let weight = b.param("w", &[2, 3], Init::XavierUniform { fan_in: 3, fan_out: 2, gain: 1.0 });
+        let bias = b.param("b", &[2], Init::Ones);
+        b.buffer("f", &[1], Init::Fixed(vec![4.0]));
+        (b.finish(), weight, bias)
+    }
+
+    #[test]
+    fn pieces_lie_in_name_order_and_ids_find_them() {
+        let (layout, weight, bias) = two();
+        assert_eq!(layout.params().iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["b", "w"]);
+        let theta = Tensor::arange(8, (Kind::Float, Device::Cpu));
+        let buffers = layout.init(0, Device::Cpu).unwrap().buffers;
+        let views = layout.views(&theta, &buffers).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&views[bias]).unwrap(), [0.0, 1.0]);
+        assert_eq!(views[weight].size(), [2, 3]);
+        assert_eq!(views[weight].double_value(&[1, 2]), 7.0);
+    }
+
+    #[test]
+    fn the_gradient_is_one_flat_vector_with_zeros_for_unused_pieces() {
+        let (layout, weight, _) = two();
+        let theta = Tensor::arange(8, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let buffers = layout.init(0, Device::Cpu).unwrap().buffers;
+        let loss = layout.views(&theta, &buffers).unwrap()[weight].square().sum(Kind::Float);
+        let grad = Tensor::run_backward(&[loss], &[&theta], false, false).remove(0);
+        assert_eq!(Vec::<f32>::try_from(grad).unwrap(), [0.0, 0.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]);
+    }
+
+    #[test]
+    fn initial_values_depend_on_seed_and_name_only() {
+        let (layout, weight, _) = two();
+        let theta = layout.init(3, Device::Cpu).unwrap().theta;
+        let mut other = LayoutBuilder::default();
+        other.param("a", &[7], Init::Normal(1.0));
+        other.param("w", &[2, 3], Init::XavierUniform { fan_in: 3, fan_out: 2, gain: 1.0 });
+        let alone = other.finish().init(3, Device::Cpu).unwrap().theta;
+        assert!(theta.narrow(0, 2, 6).equal(&alone.narrow(0, 7, 6)));
+        assert!(!theta.equal(&layout.init(4, Device::Cpu).unwrap().theta));
+        let bound = (6.0f64 / 5.0).sqrt();
+        let views = layout.views(&theta, &[Tensor::ones([1], (Kind::Float, Device::Cpu))]).unwrap();
+        assert!(views[weight].abs().max().double_value(&[]) <= bound);
+    }
+
+    #[test]
+    fn a_vector_of_another_length_is_refused() {
+        let (layout, ..) = two();
+        let text = layout.views(&Tensor::zeros([9], (Kind::Float, Device::Cpu)), &[]).unwrap_err().to_string();
+        assert!(text.contains("8 parameters") && text.contains("[9]"), "{text}");
+    }
+}

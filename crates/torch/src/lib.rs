@@ -1,0 +1,27 @@
+//! What `tch` lacks for training on one flat parameter vector.
+//!
+//! **A network is a pure function of one flat vector.** `theta` is a single f32 tensor of P values; a [`ParamLayout`]
+//! names its pieces. An architecture holds shapes and [`ParamId`]s, never weights, so that optimizer, EMA, checkpoint,
+//! trajectory and merged model are all linear algebra on vectors of length P.
+
+mod device;
+mod error;
+mod guard;
+mod layout;
+mod noise;
+mod optim;
+mod weights;
+
+pub use device::{
+    CudaStatus, DeviceChoice, Precision, cpu_threads, cuda_status, default_threads, open_cuda, set_cpu_threads,
+};
+pub use error::{Context, Error, Result};
+pub use guard::{catch, install_panic_hook};
+pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
+pub use noise::{Stream, derive_seed, latents, rng, seed_torch, standard_normal, unit_f64};
+pub use optim::{Optimizer, OptimizerConfig};
+pub use tch;
+pub use tch::{Device, Kind, Tensor};
+pub use weights::{
+    Metadata, SafeFile, StorageDtype, Weights, load_weights, pack_weights, serialize, sync_folder, write_atomic,
+};
