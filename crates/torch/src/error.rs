@@ -81,6 +81,27 @@ impl<T> Context<T> for std::result::Result<T, tch::TchError> {
     }
 }
 
+/// A setting that cannot work, found before any work begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The key inside the struct that was checked, dotted where it is nested.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Invalid {
+    /// A problem with one key.
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into() }
+    }
+
+    /// The same problem seen from the struct that holds this one under `outer`.
+    pub fn under(self, outer: &str) -> Self {
+        Self { key: format!("{outer}.{}", self.key), ..self }
+    }
+}
+
 /// Returns early with [`Error::Message`], formatted.
 #[macro_export]
 macro_rules! bail {

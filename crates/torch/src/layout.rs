@@ -6,7 +6,7 @@ use crate::weights::Weights;
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use std::ops::Index;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How a tensor begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -174,7 +174,8 @@ impl ParamLayout {
         let pieces = theta.f_split_with_sizes(sizes, 0)?;
         let shaped = |&slot: &usize| pieces[slot].f_view(self.params[slot].shape.as_slice());
         let tensors = self.param_slot.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;
-        let buffers = self.buffer_slot.iter().map(|&slot| buffers[slot].shallow_clone()).collect();
+        let buffer = |&slot: &usize| buffers[slot].f_to_kind(theta.kind());
+        let buffers = self.buffer_slot.iter().map(buffer).collect::<std::result::Result<Vec<_>, _>>()?;
         Ok(Params { tensors, buffers })
     }
 }
@@ -184,6 +185,13 @@ impl ParamLayout {
 pub struct Params {
     tensors: Vec<Tensor>,
     buffers: Vec<Tensor>,
+}
+
+impl Params {
+    /// The type of all parameters: the one that a network computes in.
+    pub fn kind(&self) -> Kind {
+        self.tensors.first().map_or(Kind::Float, Tensor::kind)
+    }
 }
 
 impl Index<ParamId> for Params {
@@ -205,7 +213,6 @@ impl Index<BufferId> for Params {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     fn two() -> (ParamLayout, ParamId, ParamId) {
         let mut b = LayoutBuilder::default();

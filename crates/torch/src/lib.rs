@@ -15,7 +15,7 @@ mod weights;
 pub use device::{
     CudaStatus, DeviceChoice, Precision, cpu_threads, cuda_status, default_threads, open_cuda, set_cpu_threads,
 };
-pub use error::{Context, Error, Result};
+pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
 pub use noise::{Stream, derive_seed, latents, rng, seed_torch, standard_normal, unit_f64};

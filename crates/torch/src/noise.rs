@@ -123,9 +123,10 @@ mod tests {
     #[test]
     fn derived_seeds_are_fixed_and_distinct() {
         // A changed value would change every stored run: the numbers are part of the format.
-        assert_eq!(derive_seed(0, Stream::Init, 0), 0x65a0_0acc_1d0c_ce28);
-        let mut all: Vec<u64> =
-            (0..4).flat_map(|s| (0..4).flat_map(move |n| [Stream::Noise, Stream::Order].map(|t| derive_seed(s, t, n)))).collect();
+        assert_eq!(derive_seed(0, Stream::Init, 0), 0x1cd3_6414_3cce_4aae);
+        let mut all: Vec<u64> = (0..4)
+            .flat_map(|s| (0..4).flat_map(move |n| [Stream::Noise, Stream::Order].map(|t| derive_seed(s, t, n))))
+            .collect();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 32);

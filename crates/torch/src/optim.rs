@@ -90,7 +90,8 @@ impl Optimizer {
         let _ = self.exp_avg_sq.f_lerp_(&grad.f_square()?, 1.0 - b2)?;
         let bias1 = 1.0 - b1.powf(t);
         let bias2 = 1.0 - b2.powf(t);
-        let root = || -> Result<Tensor> { Ok(self.exp_avg_sq.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(eps)?) };
+        let root =
+            || -> Result<Tensor> { Ok(self.exp_avg_sq.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(eps)?) };
         let update = match &self.config {
             OptimizerConfig::Adam(_) => self.exp_avg.f_div(&root()?)?.f_mul_scalar_(-lr / bias1)?,
             OptimizerConfig::RAdam(_) => match rectification(b2, t) {
@@ -111,9 +112,7 @@ impl Optimizer {
 fn rectification(b2: f64, t: f64) -> Option<f64> {
     let rho_inf = 2.0 / (1.0 - b2) - 1.0;
     let rho = rho_inf - 2.0 * t * b2.powf(t) / (1.0 - b2.powf(t));
-    (rho > 5.0).then(|| {
-        ((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)).sqrt()
-    })
+    (rho > 5.0).then(|| ((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)).sqrt())
 }
 
 #[cfg(test)]
@@ -152,8 +151,8 @@ mod tests {
         close(run(OptimizerConfig::RAdam(AdamConfig::default()), 10), RADAM_10);
     }
 
-    const ADAM_1: [f64; 2] = [0.0, 0.0];
-    const ADAM_10: [f64; 2] = [0.0, 0.0];
-    const RADAM_3: [f64; 2] = [0.0, 0.0];
-    const RADAM_10: [f64; 2] = [0.0, 0.0];
+    const ADAM_1: [f64; 2] = [0.09999999900000002, -0.0999999995];
+    const ADAM_10: [f64; 2] = [0.9237508393802448, -0.9754131595271427];
+    const RADAM_3: [f64; 2] = [0.28422994756263353, -0.5684598951252671];
+    const RADAM_10: [f64; 2] = [0.4652524052815515, -0.9129016548372068];
 }

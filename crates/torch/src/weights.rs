@@ -185,12 +185,12 @@ impl SafeFile {
     /// # Errors
     /// There is none of that name, or its type is unknown here.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let info = self
-            .header
-            .info(name)
-            .ok_or_else(|| Error::file(&self.path, format!("has no tensor `{name}`; it holds {}", list(&self.names()))))?;
-        let kind = kind_of(info.dtype)
-            .ok_or_else(|| Error::file(&self.path, format!("tensor `{name}` has type {:?}, unknown here", info.dtype)))?;
+        let info = self.header.info(name).ok_or_else(|| {
+            Error::file(&self.path, format!("has no tensor `{name}`; it holds {}", list(&self.names())))
+        })?;
+        let kind = kind_of(info.dtype).ok_or_else(|| {
+            Error::file(&self.path, format!("tensor `{name}` has type {:?}, unknown here", info.dtype))
+        })?;
         let shape: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
         let (begin, end) = info.data_offsets;
         Tensor::f_from_data_size(&self.bytes[self.data + begin..self.data + end], &shape, kind).at(&self.path)
@@ -212,7 +212,10 @@ pub fn load_weights(layout: &ParamLayout, file: &SafeFile, device: Device) -> Re
     let expected: Vec<&str> = layout.params().iter().chain(layout.buffers()).map(|s| s.name.as_str()).collect();
     let extra: Vec<String> = file.names().into_iter().filter(|n| !expected.contains(&n.as_str())).collect();
     if !extra.is_empty() {
-        return Err(Error::file(&file.path, format!("holds tensors that this network does not have: {}", list(&extra))));
+        return Err(Error::file(
+            &file.path,
+            format!("holds tensors that this network does not have: {}", list(&extra)),
+        ));
     }
     let read = |spec: &crate::TensorSpec, kinds: &[Kind]| -> Result<Tensor> {
         let tensor = file.tensor(&spec.name)?;

@@ -1,1 +1,8 @@
-//! TODO
+//! UNets as pure functions of one flat parameter vector, with the tensor names of the reference checkpoints.
+
+mod blocks;
+mod config;
+mod song;
+
+pub use config::{Decoder, Embedding, Encoder, ImageShape, SongUNetConfig};
+pub use song::SongUNet;

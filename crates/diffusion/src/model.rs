@@ -1,0 +1,94 @@
+//! A network with its preconditioning: the denoiser D(x;σ) for any flat parameter vector.
+
+use crate::precond::Scalings;
+use lcsc_torch::{Device, Kind, ParamLayout, Params, Precision, Result, Stream, Tensor, Weights, rng};
+use lcsc_unet::{ImageShape, SongUNet, SongUNetConfig};
+use rand_core::Rng;
+
+/// An architecture, its layout and its preconditioning. Holds no weights.
+pub struct Model {
+    net: SongUNet,
+    /// Names and places of the parameters.
+    pub layout: ParamLayout,
+    /// The images it is for.
+    pub image: ImageShape,
+    /// Standard deviation of the data.
+    pub sigma_data: f64,
+    /// The type that the network computes in.
+    pub precision: Precision,
+}
+
+/// What a network is told beside image and noise level.
+#[derive(Debug, Default)]
+pub struct Conditioning {
+    /// One-hot classes f32 [B,label_dim].
+    pub labels: Option<Tensor>,
+    /// Augmentation labels f32 [B,augment_dim].
+    pub augment_labels: Option<Tensor>,
+}
+
+impl Model {
+    /// The model of a valid configuration.
+    pub fn new(network: &SongUNetConfig, image: ImageShape, sigma_data: f64, precision: Precision) -> Self {
+        let (net, layout) = SongUNet::new(network, image);
+        Self { net, layout, image, sigma_data, precision }
+    }
+
+    /// The denoiser of these weights. One cast where the precision is not f32; gradients flow to `weights.theta`.
+    ///
+    /// # Errors
+    /// The weights are of another layout, or the device has no room.
+    pub fn bind(&self, weights: &Weights) -> Result<Denoiser<'_>> {
+        let theta = weights.theta.f_to_kind(self.precision.kind())?;
+        Ok(Denoiser { model: self, params: self.layout.views(&theta, &weights.buffers)? })
+    }
+}
+
+/// D(x;σ) of one set of weights.
+pub struct Denoiser<'m> {
+    model: &'m Model,
+    params: Params,
+}
+
+impl Denoiser<'_> {
+    /// D(x;σ): x f32 [B,C,H,W], σ f32 [B] → f32 [B,C,H,W]. `train` turns dropout on.
+    pub fn denoise(
+        &self,
+        x: &Tensor,
+        sigma: &Tensor,
+        scalings: Scalings,
+        conditioning: &Conditioning,
+        train: bool,
+    ) -> Tensor {
+        let c = scalings.coefficients(sigma, self.model.sigma_data);
+        let Conditioning { labels, augment_labels } = conditioning;
+        let f_x = self.model.net.forward(
+            &self.params,
+            &(c.c_in * x),
+            &c.c_noise,
+            labels.as_ref(),
+            augment_labels.as_ref(),
+            train,
+        );
+        c.c_skip * x + c.c_out * f_x
+    }
+
+    /// The model that is bound.
+    pub fn model(&self) -> &Model {
+        self.model
+    }
+}
+
+/// Classes i64 [B] → one-hot f32 [B,label_dim]; none for an unconditional model.
+pub fn one_hot(classes: Option<&Tensor>, label_dim: i64) -> Option<Tensor> {
+    classes.filter(|_| label_dim > 0).map(|c| c.one_hot(label_dim).to_kind(Kind::Float))
+}
+
+/// Classes i64 [n] of the generated images `first..first+n`, uniform, each a function of (seed, index); none for an
+/// unconditional model.
+pub fn random_classes(seed: u64, first: u64, n: usize, label_dim: i64, device: Device) -> Option<Tensor> {
+    (label_dim > 0).then(|| {
+        let class = |i| (rng(seed, Stream::Labels, first + i).next_u64() % label_dim as u64) as i64;
+        Tensor::from_slice(&(0..n as u64).map(class).collect::<Vec<i64>>()).to(device)
+    })
+}

@@ -1,0 +1,237 @@
+//! What a UNet is made of: the options of EDM's `SongUNet`, and presets.
+
+use lcsc_torch::Invalid;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The images a network is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageShape {
+    /// C, colour channels.
+    pub channels: i64,
+    /// H = W, pixels.
+    pub resolution: i64,
+    /// Number of classes, 0 for an unconditional network.
+    pub label_dim: i64,
+}
+
+impl ImageShape {
+    /// [C,H,W].
+    pub fn chw(&self) -> [i64; 3] {
+        [self.channels, self.resolution, self.resolution]
+    }
+}
+
+/// How the noise level enters the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Embedding {
+    /// Sinusoids of fixed geometric frequencies (DDPM++).
+    Positional,
+    /// Sinusoids of random frequencies, kept as the buffer `map_noise.freqs` (NCSN++).
+    Fourier,
+}
+
+/// What the encoder does beside its main path (Song et al. 2021, appendix H).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoder {
+    /// Nothing.
+    Standard,
+    /// Adds a projection of the downsampled input at each level.
+    Skip,
+    /// Carries a residual image pyramid through the levels (NCSN++).
+    Residual,
+}
+
+/// How the decoder forms its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decoder {
+    /// From the last level.
+    Standard,
+    /// As a sum of upsampled outputs of all levels.
+    Skip,
+}
+
+/// The options of `SongUNet` (DDPM++ and NCSN++ as in EDM, Karras et al. 2022, appendix F.2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SongUNetConfig {
+    /// Base number of channels.
+    pub model_channels: i64,
+    /// Channel multiplier of each resolution level, finest first.
+    pub channel_mult: Vec<i64>,
+    /// Multiplier of the embedding vector's width.
+    pub channel_mult_emb: i64,
+    /// Residual blocks a level.
+    pub num_blocks: i64,
+    /// Resolutions (pixels) with self-attention.
+    pub attn_resolutions: Vec<i64>,
+    /// Dropout probability of intermediate activations.
+    pub dropout: f64,
+    /// Probability of hiding the class label of an image in training, for classifier-free guidance.
+    pub label_dropout: f64,
+    /// Noise level embedding.
+    pub embedding_type: Embedding,
+    /// Multiplier of the noise embedding's width: 1 for DDPM++, 2 for NCSN++.
+    pub channel_mult_noise: i64,
+    /// Encoder architecture.
+    pub encoder_type: Encoder,
+    /// Decoder architecture.
+    pub decoder_type: Decoder,
+    /// Resampling filter: [1,1] for DDPM++, [1,3,3,1] for NCSN++.
+    pub resample_filter: Vec<f64>,
+    /// Number of augmentation labels, 0 without augmentation.
+    pub augment_dim: i64,
+}
+
+impl Default for SongUNetConfig {
+    fn default() -> Self {
+        Self::ddpmpp_cifar10()
+    }
+}
+
+impl SongUNetConfig {
+    /// Names that [`SongUNetConfig::preset`] knows.
+    pub const PRESETS: [&'static str; 3] = ["ddpmpp-cifar10", "ncsnpp-cifar10", "tiny"];
+
+    /// A preset by name.
+    pub fn preset(name: &str) -> Option<Self> {
+        match name {
+            "ddpmpp-cifar10" => Some(Self::ddpmpp_cifar10()),
+            "ncsnpp-cifar10" => Some(Self::ncsnpp_cifar10()),
+            "tiny" => Some(Self::tiny()),
+            _ => None,
+        }
+    }
+
+    /// EDM's DDPM++ for CIFAR-10 (about 56 M parameters).
+    pub fn ddpmpp_cifar10() -> Self {
+        Self {
+            model_channels: 128,
+            channel_mult: vec![2, 2, 2],
+            channel_mult_emb: 4,
+            num_blocks: 4,
+            attn_resolutions: vec![16],
+            dropout: 0.13,
+            label_dropout: 0.0,
+            embedding_type: Embedding::Positional,
+            channel_mult_noise: 1,
+            encoder_type: Encoder::Standard,
+            decoder_type: Decoder::Standard,
+            resample_filter: vec![1.0, 1.0],
+            augment_dim: 0,
+        }
+    }
+
+    /// NCSN++ for CIFAR-10, as the consistency models' paper uses it.
+    pub fn ncsnpp_cifar10() -> Self {
+        Self {
+            embedding_type: Embedding::Fourier,
+            channel_mult_noise: 2,
+            encoder_type: Encoder::Residual,
+            resample_filter: vec![1.0, 3.0, 3.0, 1.0],
+            dropout: 0.0,
+            ..Self::ddpmpp_cifar10()
+        }
+    }
+
+    /// Small enough to train on a CPU in a minute: for trying things on 8×8 to 32×32 images.
+    pub fn tiny() -> Self {
+        Self {
+            model_channels: 16,
+            channel_mult: vec![1, 2],
+            num_blocks: 1,
+            attn_resolutions: vec![],
+            dropout: 0.0,
+            ..Self::ddpmpp_cifar10()
+        }
+    }
+
+    /// Everything about this configuration that cannot work for such images.
+    pub fn validate(&self, image: ImageShape) -> Vec<Invalid> {
+        let mut found = Vec::new();
+        let mut check = |ok: bool, key: &str, message: String| {
+            if !ok {
+                found.push(Invalid::new(key, message));
+            }
+        };
+        check(!self.channel_mult.is_empty(), "channel_mult", "needs at least one level".into());
+        check(self.num_blocks >= 1, "num_blocks", format!("is {}, expected at least 1", self.num_blocks));
+        check(self.channel_mult_emb >= 1, "channel_mult_emb", "must be at least 1".into());
+        check(self.channel_mult_noise >= 1, "channel_mult_noise", "must be at least 1".into());
+        check(self.augment_dim >= 0, "augment_dim", "must not be negative".into());
+        for (key, p) in [("dropout", self.dropout), ("label_dropout", self.label_dropout)] {
+            check((0.0..1.0).contains(&p), key, format!("is {p}, expected a probability in [0, 1)"));
+        }
+        let halvings = self.channel_mult.len().saturating_sub(1) as u32;
+        let unit = 2i64.saturating_pow(halvings);
+        check(
+            image.resolution % unit == 0,
+            "channel_mult",
+            format!(
+                "has {} levels, which halve the image {halvings} times, but {} pixels cannot be halved so often; use fewer levels or a resolution divisible by {unit}",
+                self.channel_mult.len(),
+                image.resolution
+            ),
+        );
+        for mult in self.channel_mult.iter().copied().chain([1]) {
+            let channels = self.model_channels * mult;
+            let ok = channels >= 4 && channels % groups(channels) == 0;
+            let message = format!(
+                "gives {channels} channels (×{mult}), which the group norm cannot divide into min(32, C/4) groups; use a multiple of 4 up to 128, of 32 above"
+            );
+            check(ok, "model_channels", message);
+        }
+        check(
+            self.model_channels * self.channel_mult_noise % 2 == 0,
+            "model_channels",
+            "must be even: the noise embedding has as many sines as cosines".into(),
+        );
+        let filter = &self.resample_filter;
+        check(
+            !filter.is_empty() && filter.len() % 2 == 0 && filter.iter().sum::<f64>() != 0.0,
+            "resample_filter",
+            "needs an even number of taps that do not sum to zero, such as [1, 1] or [1, 3, 3, 1]".into(),
+        );
+        found.dedup();
+        found
+    }
+}
+
+/// Groups of a group norm over C channels (EDM: at most 32, at least 4 channels each).
+pub(crate) fn groups(channels: i64) -> i64 {
+    (channels / 4).clamp(1, 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CIFAR: ImageShape = ImageShape { channels: 3, resolution: 32, label_dim: 10 };
+
+    #[test]
+    fn presets_fit_cifar() {
+        for name in SongUNetConfig::PRESETS {
+            assert_eq!(SongUNetConfig::preset(name).map(|c| c.validate(CIFAR)), Some(vec![]), "{name}");
+        }
+        assert_eq!(SongUNetConfig::preset("huge"), None);
+    }
+
+    #[test]
+    fn impossible_settings_are_all_named() {
+        let config = SongUNetConfig {
+            model_channels: 100,
+            channel_mult: vec![1, 2, 2],
+            dropout: 1.5,
+            resample_filter: vec![1.0],
+            ..SongUNetConfig::tiny()
+        };
+        let found = config.validate(ImageShape { resolution: 30, ..CIFAR });
+        let keys: Vec<&str> = found.iter().map(|i| i.key.as_str()).collect();
+        assert_eq!(keys, ["dropout", "channel_mult", "model_channels", "resample_filter"], "{found:?}");
+        assert!(found[1].message.contains("divisible by 4"));
+        assert!(found[2].message.contains("200 channels"));
+    }
+}
