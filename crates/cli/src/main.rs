@@ -1,2 +1,87 @@
-//! The `lcsc` command.
-fn main() {}
+//! The `lcsc` command: train diffusion and consistency models, keep their checkpoints, search the best combination.
+
+mod args;
+mod card;
+mod check;
+mod config;
+mod doctor;
+mod document;
+mod eval;
+mod explain;
+mod merge;
+mod pictures;
+mod problems;
+mod read_config;
+mod run;
+mod sample;
+mod search;
+mod session;
+mod train;
+mod ui;
+
+use args::{Args, Command, ConfigCommand};
+use clap::{CommandFactory, Parser};
+use config::Loaded;
+use std::process::ExitCode;
+
+/// How a command came to its end.
+pub enum Ended {
+    /// It did what was asked.
+    Done,
+    /// A signal asked it to stop; everything is saved.
+    Stopped,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    ui::start_logging(args.quiet, args.verbose);
+    lcsc_torch::install_panic_hook();
+    let signals = match ui::Signals::install() {
+        Ok(signals) => signals,
+        Err(e) => {
+            eprintln!("cannot listen to signals: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match dispatch(args.command, &signals) {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped) => {
+            eprintln!("stopped; everything is saved, and the same command goes on from here");
+            ExitCode::from(signals.exit_status())
+        }
+        Err(report) => {
+            eprintln!("{report:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
+    match command {
+        Command::Run(a) => run::run(&a, signals),
+        Command::Train(a) => run::train(&a, signals),
+        Command::Search(a) => search::command(&a, signals),
+        Command::Merge(a) => merge::command(&a),
+        Command::Sample(a) => sample::command(&a, signals),
+        Command::Eval(a) => eval::command(&a, signals),
+        Command::Doctor { config } => doctor::command(config.as_deref()),
+        Command::Config(command) => config_command(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "lcsc", &mut std::io::stdout());
+            Ok(Ended::Done)
+        }
+    }
+}
+
+fn config_command(command: ConfigCommand) -> miette::Result<Ended> {
+    match command {
+        ConfigCommand::Check(file) => {
+            let Loaded { config, .. } = config::load(&file.config, &file.set)?;
+            println!("{}: no problems; {} stages", file.config.display(), config.stage.len());
+        }
+        ConfigCommand::Show(file) => print!("{}", config::load(&file.config, &file.set)?.config.to_toml()?),
+        ConfigCommand::Explain(file) => print!("{}", explain::text(&config::load(&file.config, &file.set)?)?),
+        ConfigCommand::Schema => println!("{}", config::schema()?),
+    }
+    Ok(Ended::Done)
+}

@@ -1,1 +1,21 @@
-//! TODO
+//! How good images are: Fréchet distances between the features of generated and of real images.
+//!
+//! A [`Suite`] measures the same images three ways: with a primary extractor, which a search may optimise against, with
+//! an independent one of another shape and seed, and with raw pixels, which share nothing with the first. Distances
+//! of different [`Extractor::convention`]s, or of different numbers of images, are not comparable.
+
+mod cache;
+mod classifier;
+mod extractor;
+mod featurenet;
+mod frechet;
+mod scorer;
+mod stats;
+mod suite;
+
+pub use extractor::{Extractor, Pixels};
+pub use featurenet::FeatureNet;
+pub use frechet::{Reference, frechet_distance};
+pub use scorer::Scorer;
+pub use stats::{FeatureStats, StatsAccumulator};
+pub use suite::{MetricConfig, Progress, RealImages, Suite};

@@ -10,6 +10,7 @@ mod guard;
 mod layout;
 mod noise;
 mod optim;
+mod pixels;
 mod weights;
 
 pub use device::{
@@ -19,7 +20,8 @@ pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
 pub use noise::{Stream, derive_seed, latents, rng, seed_torch, standard_normal, unit_f64};
-pub use optim::{Optimizer, OptimizerConfig};
+pub use optim::{AdamConfig, Optimizer, OptimizerConfig};
+pub use pixels::{to_float, to_u8};
 pub use tch;
 pub use tch::{Device, Kind, Tensor};
 pub use weights::{

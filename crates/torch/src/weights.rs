@@ -248,7 +248,9 @@ pub fn load_weights(layout: &ParamLayout, file: &SafeFile, device: Device) -> Re
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temp = tempfile::Builder::new().suffix(".tmp").tempfile_in(folder).at(folder)?;
+    // Readable as any new file is (the umask applies), not for the owner alone as temporary files are.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let mut temp = tempfile::Builder::new().suffix(".tmp").permissions(mode).tempfile_in(folder).at(folder)?;
     temp.write_all(bytes).at(path)?;
     temp.as_file().sync_all().at(path)?;
     temp.persist(path).map_err(|e| e.error).at(path)?;

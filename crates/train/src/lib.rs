@@ -1,1 +1,10 @@
-//! TODO
+//! Training: one visible loop over a flat parameter vector, exact resume, EMA tracks, checkpoints along the way.
+
+mod config;
+mod ema;
+mod state;
+mod trainer;
+
+pub use config::{NonFinite, StageConfig, Start};
+pub use state::{StageRecord, Tick};
+pub use trainer::{Ended, StageContext, Trainer};

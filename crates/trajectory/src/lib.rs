@@ -1,1 +1,26 @@
-//! TODO
+//! What lies on disk: the run folder, its checkpoints and their manifest, the training state, and the window of
+//! checkpoints that merged models are made of. EMA profiles and coefficients are pure f64 maths beside it.
+
+mod checkpoint;
+mod ema;
+mod jsonl;
+mod posthoc;
+mod profiles;
+mod run_folder;
+mod schedule;
+mod state;
+#[cfg(test)]
+mod testing;
+mod window;
+mod writer;
+
+pub use checkpoint::{Checkpoint, METADATA, Manifest};
+pub use ema::{EmaConfig, half_life_beta, power_function_beta, sigma_rel_to_gamma};
+pub use jsonl::JsonLines;
+pub use posthoc::{power_function_response, solve_posthoc};
+pub use profiles::{half_life_profile, one_hot, power_function_profile, uniform};
+pub use run_folder::{RunFolder, RunLock};
+pub use schedule::{TrajectoryConfig, check_disk};
+pub use state::TrainingState;
+pub use window::Window;
+pub use writer::Writer;

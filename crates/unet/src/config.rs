@@ -191,7 +191,7 @@ impl SongUNetConfig {
         );
         let filter = &self.resample_filter;
         check(
-            !filter.is_empty() && filter.len() % 2 == 0 && filter.iter().sum::<f64>() != 0.0,
+            !filter.is_empty() && filter.len().is_multiple_of(2) && filter.iter().sum::<f64>() != 0.0,
             "resample_filter",
             "needs an even number of taps that do not sum to zero, such as [1, 1] or [1, 3, 3, 1]".into(),
         );

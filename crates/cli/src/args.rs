@@ -1,0 +1,180 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+use lcsc_torch::{DeviceChoice, StorageDtype};
+use std::path::PathBuf;
+
+/// Trains diffusion and consistency models, keeps a trajectory of checkpoints, and searches the linear combination of
+/// them that generates best (LCSC).
+#[derive(Parser)]
+#[command(name = "lcsc", version, propagate_version = true)]
+pub struct Args {
+    /// Show warnings and errors alone.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Show more (RUST_LOG overrides).
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Train, search, and make the merged model: the main job. The same command resumes a killed run.
+    Run(RunArgs),
+    /// Train alone.
+    Train(RunArgs),
+    /// Search the checkpoints of a run.
+    Search(SearchArgs),
+    /// Make a weights file from coefficients found before.
+    Merge(MergeArgs),
+    /// Sample images from a weights file.
+    Sample(SampleArgs),
+    /// Measure a weights file against a dataset.
+    Eval(EvalArgs),
+    /// Tell what this machine offers, and what a config needs.
+    Doctor {
+        /// Also estimate the disk that this config needs.
+        config: Option<PathBuf>,
+    },
+    /// Check, show or explain a config file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Find everything that is wrong with it.
+    Check(ConfigFile),
+    /// Print it with every default written out.
+    Show(ConfigFile),
+    /// Print the JSON schema of config files.
+    Schema,
+    /// Say what it will take: parameters, memory, disk, evaluations.
+    Explain(ConfigFile),
+}
+
+#[derive(clap::Args)]
+pub struct ConfigFile {
+    /// TOML file.
+    pub config: PathBuf,
+    /// Override a value, such as `stage.1.optimizer.adam.lr=1e-3`. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Run folder (default: runs/<name>).
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub struct SearchArgs {
+    /// Run folder.
+    pub run: PathBuf,
+    /// Name of the search, a folder below `search/`.
+    #[arg(long, default_value = crate::search::DEFAULT_NAME)]
+    pub name: String,
+    /// Override a value of the run's config, such as `search.budget.seconds=60`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub struct MergeArgs {
+    /// Run folder.
+    pub run: PathBuf,
+    /// Coefficients (default: those of the default search).
+    #[arg(long)]
+    pub coefficients: Option<PathBuf>,
+    /// Weights file to write (default: merged.safetensors in the run folder).
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Type of the parameters: f32, bf16 or f16.
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    pub dtype: StorageDtype,
+}
+
+#[derive(clap::Args)]
+pub struct SampleArgs {
+    /// Weights file: a checkpoint or a merged model. It tells its network and sampler itself.
+    #[arg(long)]
+    pub weights: PathBuf,
+    /// Number of images.
+    #[arg(long, default_value_t = 64)]
+    pub n: u64,
+    /// Seed of the latents; image i is a function of (seed, i).
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// `x.npz` (uint8 N×H×W×C as `arr_0`), `x.png` (one sheet), or a folder with a slash at its end (one PNG an image).
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Another sampler, in TOML: `heun = { steps = 9 }`.
+    #[arg(long)]
+    pub sampler: Option<String>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+#[derive(clap::Args)]
+pub struct EvalArgs {
+    /// Weights file.
+    #[arg(long)]
+    pub weights: PathBuf,
+    /// Dataset: `digits`, a zip or a folder (default: what the model was trained on).
+    #[arg(long)]
+    pub data: Option<String>,
+    /// Number of images. Distances of different numbers are not comparable.
+    #[arg(long, default_value_t = 5000)]
+    pub n: u64,
+    /// Seed of the latents.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Another sampler, in TOML: `heun = { steps = 9 }`.
+    #[arg(long)]
+    pub sampler: Option<String>,
+    /// Also write the result as JSON.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+#[derive(clap::Args)]
+pub struct MachineArgs {
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// CPU threads of one operation (default: all cores).
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Images sampled at once.
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..))]
+    pub chunk: u64,
+}
+
+fn parse_dtype(text: &str) -> Result<StorageDtype, String> {
+    serde_json::from_value(text.into()).map_err(|_| format!("unknown type `{text}`, expected f32, bf16 or f16"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+        assert!(parse_dtype("bf16").is_ok() && parse_dtype("f64").unwrap_err().contains("f16"));
+    }
+}

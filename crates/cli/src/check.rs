@@ -1,0 +1,157 @@
+//! What is wrong with a config as a whole, found before any work.
+
+use crate::config::Config;
+use crate::problems::Problem;
+use lcsc_data::DataInfo;
+use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
+use lcsc_torch::Invalid;
+use lcsc_train::{StageConfig, Start};
+use lcsc_trajectory::EmaConfig;
+
+/// Dimensions of the features that images are judged by.
+const FEATURES: u64 = 64;
+
+/// Adds every problem of `config`; gives what the dataset holds, if it can be read.
+pub fn check(config: &Config, problems: &mut Vec<Problem>) -> Option<DataInfo> {
+    let mut under = |place: &str, found: Vec<Invalid>| {
+        problems.extend(found.into_iter().map(|i| Problem::error(format!("{place}.{}", i.key), i.message)));
+    };
+    under("sampler", config.sampler.validate());
+    under("search", config.search.validate());
+    for (i, stage) in config.stage.iter().enumerate() {
+        under(&format!("stage[{i}]"), stage.validate());
+    }
+    let name_is_safe = !config.name.is_empty() && !config.name.contains(['/', '\0']) && !config.name.starts_with('.');
+    if !name_is_safe {
+        problems.push(Problem::error("name", format!("is `{}`, expected a folder name", config.name)));
+    }
+    if config.threads == Some(0) {
+        problems.push(Problem::error("threads", "is 0, expected at least 1; leave it out for all cores"));
+    }
+    check_stages(config, problems);
+    check_search(config, problems);
+    match lcsc_data::inspect(&config.data) {
+        Ok(data) => {
+            let found = config.model.validate(config.image(&data));
+            problems.extend(found.into_iter().map(|i| Problem::error(format!("model.{}", i.key), i.message)));
+            Some(data)
+        }
+        Err(e) => {
+            problems.push(Problem::error("data.source", e.to_string()));
+            None
+        }
+    }
+}
+
+fn check_stages(config: &Config, problems: &mut Vec<Problem>) {
+    if config.stage.is_empty() {
+        problems.push(Problem::error("stage", "a run needs at least one [[stage]]"));
+    }
+    if config.model.augment_dim > 0 {
+        let message = "augmentation labels are not supplied by any augmentation yet: the network would never see them";
+        problems.push(Problem::warning("model.augment_dim", message).help("set it to 0"));
+    }
+    for (i, stage) in config.stage.iter().enumerate() {
+        let earlier = &config.stage[..i];
+        if earlier.iter().any(|s| s.name == stage.name) {
+            problems.push(Problem::error(format!("stage[{i}].name"), format!("`{}` is taken", stage.name)));
+        }
+        if let Some(start) = &stage.start {
+            problems.extend(check_start(i, start, earlier));
+        }
+        if matches!(stage.objective, ObjectiveConfig::Ect(_)) && stage.start.is_none() {
+            let message = "consistency tuning from fresh weights: ECT is made to start from a diffusion model";
+            let help = "add start.stage = { name = \"…\" } or start.weights = { path = \"…\" }";
+            problems.push(Problem::warning(format!("stage[{i}]"), message).help(help));
+        }
+        for (k, ema) in stage.ema.iter().enumerate() {
+            let (ok, key, expected) = match ema {
+                EmaConfig::HalfLife { nimg, rampup_ratio } => {
+                    (*nimg > 0 && rampup_ratio.is_none_or(|r| r > 0.0), "half_life", "images and a ratio above 0")
+                }
+                EmaConfig::Power { sigma_rel } => {
+                    (*sigma_rel > 0.0 && *sigma_rel <= 0.28, "power.sigma_rel", "a width in (0, 0.28]")
+                }
+                EmaConfig::Constant { beta } => ((0.0..1.0).contains(beta), "constant.beta", "a decay in [0, 1)"),
+            };
+            if !ok {
+                problems.push(Problem::error(format!("stage[{i}].ema[{k}].{key}"), format!("expected {expected}")));
+            }
+        }
+    }
+}
+
+fn check_start(i: usize, start: &Start, earlier: &[StageConfig]) -> Option<Problem> {
+    match start {
+        Start::Stage { name, track } => {
+            let Some(stage) = earlier.iter().find(|s| s.name == *name) else {
+                let known: Vec<&str> = earlier.iter().map(|s| s.name.as_str()).collect();
+                let message = format!("`{name}` is no earlier stage; there are: {}", known.join(", "));
+                return Some(Problem::error(format!("stage[{i}].start.stage.name"), message));
+            };
+            let tracks = stage.tracks();
+            let unknown = track.as_ref().filter(|t| !tracks.contains(t))?;
+            let message = format!("stage `{name}` has no track `{unknown}`; it has: {}", tracks.join(", "));
+            Some(Problem::error(format!("stage[{i}].start.stage.track"), message))
+        }
+        Start::Weights { path } => (!path.is_file()).then(|| {
+            Problem::error(format!("stage[{i}].start.weights.path"), format!("{}: no such file", path.display()))
+        }),
+    }
+}
+
+fn check_search(config: &Config, problems: &mut Vec<Problem>) {
+    let search = &config.search;
+    for (key, n) in [
+        ("images", search.images),
+        ("selection_images", search.selection_images),
+        ("report_images", search.report_images),
+    ] {
+        if (2..FEATURES).contains(&n) {
+            let message = format!(
+                "{n} images for {FEATURES} features: their covariance has rank {}, so that distances are biased upward \
+                 and noisy",
+                n - 1
+            );
+            problems.push(Problem::warning(format!("search.{key}"), message).help("1000 or more"));
+        }
+    }
+    let Some(stage) = config.searched_stage() else {
+        if let Some(name) = &search.stage {
+            problems.push(Problem::error("search.stage", format!("there is no stage `{name}`")));
+        }
+        return;
+    };
+    let i = config.stage.iter().position(|s| s.name == stage.name).unwrap_or_default();
+    let checkpoints = window_size(stage, search.window);
+    if stage.batch > 0 && checkpoints < 2 {
+        let message = format!(
+            "stage `{}` keeps {checkpoints} checkpoint of its raw weights for the search, expected at least 2",
+            stage.name
+        );
+        let help = "set trajectory.every_nimg to a fraction of the stage's nimg, tracks with \"raw\", and a wider \
+                    search.window";
+        problems.push(Problem::error(format!("stage[{i}].trajectory"), message).help(help));
+    }
+    let consistent = matches!(stage.objective, ObjectiveConfig::Ect(_));
+    let one_step = matches!(config.sampler, SamplerConfig::Consistency(_));
+    if consistent != one_step {
+        let message = if one_step {
+            format!("consistency sampling of stage `{}`, which trains a diffusion model", stage.name)
+        } else {
+            format!("an ODE sampler for stage `{}`, which trains a consistency model", stage.name)
+        };
+        problems.push(Problem::warning("sampler", message));
+    }
+}
+
+/// How many checkpoints of the raw weights the search will find.
+pub fn window_size(stage: &StageConfig, window: Option<u64>) -> u64 {
+    let (trajectory, end) = (stage.trajectory(), stage.images());
+    if stage.batch == 0 || !trajectory.keeps("raw") {
+        return u64::from(stage.batch > 0);
+    }
+    let first = window.map_or(0, |w| end.saturating_sub(w));
+    let ends = (0..end).step_by(stage.batch as usize).map(|before| (before, before + stage.batch));
+    ends.filter(|&(before, after)| after > first && trajectory.is_due(before, after, end)).count() as u64
+}

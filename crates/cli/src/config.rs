@@ -1,0 +1,153 @@
+//! The config file: everything a run depends on.
+
+use crate::check;
+use crate::document::Document;
+use crate::problems::{Problem, Report};
+use crate::read_config::read_config;
+use lcsc_data::{DataConfig, DataInfo};
+use lcsc_diffusion::{Model, SIGMA_DATA, SamplerConfig};
+use lcsc_metrics::MetricConfig;
+use lcsc_search::SearchConfig;
+use lcsc_torch::{DeviceChoice, Precision};
+use lcsc_train::StageConfig;
+use lcsc_unet::{ImageShape, SongUNetConfig};
+use miette::IntoDiagnostic;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A run: data, network, stages of training, sampler, metric and search.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the run; its folder is `runs/<name>` unless `--out` says otherwise.
+    pub name: String,
+    /// Seed of everything random.
+    #[serde(default)]
+    pub seed: u64,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// CPU threads of one operation; by default all cores.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// The type in which networks compute.
+    #[serde(default)]
+    pub precision: Precision,
+    /// The images.
+    pub data: DataConfig,
+    /// The network; `preset` names a published one, other keys change it.
+    #[serde(default)]
+    pub model: SongUNetConfig,
+    /// Stages of training, one after the other.
+    pub stage: Vec<StageConfig>,
+    /// How images are made when models are compared.
+    #[serde(default)]
+    pub sampler: SamplerConfig,
+    /// How images are judged.
+    #[serde(default)]
+    pub metric: MetricConfig,
+    /// The search of coefficients.
+    #[serde(default)]
+    pub search: SearchConfig,
+}
+
+/// A config without problems, and the data it names.
+pub struct Loaded {
+    /// The config with all defaults.
+    pub config: Config,
+    /// What the dataset holds.
+    pub data: DataInfo,
+}
+
+impl Config {
+    /// TOML with every default written out.
+    pub fn to_toml(&self) -> miette::Result<String> {
+        toml::to_string_pretty(self).into_diagnostic()
+    }
+
+    /// The shape of images that the network is for.
+    pub fn image(&self, data: &DataInfo) -> ImageShape {
+        ImageShape { channels: data.channels, resolution: data.resolution, label_dim: data.classes }
+    }
+
+    /// The network of a stage.
+    pub fn model(&self, stage: &StageConfig, image: ImageShape) -> Model {
+        let dropout = stage.dropout.unwrap_or(self.model.dropout);
+        let network = SongUNetConfig { dropout, ..self.model.clone() };
+        Model::new(&network, image, SIGMA_DATA, self.precision)
+    }
+
+    /// The stage whose checkpoints are combined.
+    pub fn searched_stage(&self) -> Option<&StageConfig> {
+        match &self.search.stage {
+            Some(name) => self.stage.iter().find(|s| s.name == *name),
+            None => self.stage.last(),
+        }
+    }
+
+    /// BLAKE3 of all that training depends on: a run is only resumed under the same.
+    pub fn training_hash(&self, data_hash: &str) -> miette::Result<String> {
+        let mut stages = self.stage.clone();
+        for stage in &mut stages {
+            // These change what is logged and when, not what is trained.
+            stage.tick_nimg = None;
+            stage.state_minutes = 0.0;
+            if let Some(trajectory) = &mut stage.trajectory {
+                trajectory.disk_budget_gib = None;
+            }
+        }
+        let depends = (self.seed, self.precision, data_hash, self.data.xflip, &self.model, stages);
+        Ok(blake3::hash(&serde_json::to_vec(&depends).into_diagnostic()?).to_hex().to_string())
+    }
+}
+
+/// Reads a config, puts `--set` values over it, and checks all of it. Warnings are printed.
+///
+/// # Errors
+/// One report of all problems, each with its place.
+pub fn load(path: &Path, set: &[String]) -> miette::Result<Loaded> {
+    let mut document = Document::read(path)?;
+    for assignment in set {
+        document.set(assignment)?;
+    }
+    let (loaded, problems) = examine(&mut document);
+    if problems.iter().any(Problem::is_error) {
+        return Err(Report::new(&problems, &document).into());
+    }
+    if !problems.is_empty() {
+        eprintln!("{:?}", miette::Report::new(Report::new(&problems, &document)));
+    }
+    loaded.ok_or_else(|| miette::miette!("{}: cannot be read", document.name()))
+}
+
+/// The config and everything that is wrong with it.
+pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
+    let mut problems: Vec<Problem> = apply_preset(document).into_iter().collect();
+    let (config, found) = read_config::<Config>(document);
+    problems.extend(found);
+    let Some(config) = config else { return (None, problems) };
+    let data = check::check(&config, &mut problems);
+    (data.map(|data| Loaded { config, data }), problems)
+}
+
+/// Replaces `model.preset` by the values it stands for, under those given beside it.
+fn apply_preset(document: &mut Document) -> Option<Problem> {
+    let model = document.value().get("model")?.as_table()?.clone();
+    let preset = model.get("preset")?;
+    let known = preset.as_str().and_then(SongUNetConfig::preset);
+    let mut table = known.as_ref().and_then(|c| toml::Table::try_from(c).ok()).unwrap_or_default();
+    table.extend(model.clone().into_iter().filter(|(key, _)| key != "preset"));
+    document.replace("model", table);
+    let names = SongUNetConfig::PRESETS.join("`, `");
+    known.is_none().then(|| Problem::error("model.preset", format!("expected one of `{names}`, found {preset}")))
+}
+
+/// The JSON schema of config files, for editors.
+pub fn schema() -> miette::Result<String> {
+    let mut schema = schemars::schema_for!(Config).to_value();
+    // `preset` is resolved before the config is read.
+    schema["$defs"]["SongUNetConfig"]["properties"]["preset"] =
+        serde_json::json!({ "enum": SongUNetConfig::PRESETS, "description": "A published network to start from." });
+    serde_json::to_string_pretty(&schema).into_diagnostic()
+}

@@ -1,0 +1,50 @@
+//! `lcsc doctor`: what this machine offers.
+
+use crate::explain::size;
+use crate::train::checkpoint_bytes;
+use crate::{Ended, config};
+use lcsc_torch::{CudaStatus, default_threads, open_cuda, tch};
+use std::path::Path;
+
+/// Prints libtorch, CUDA or the reason why not, threads, memory, free disk, and the disk a config needs.
+pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
+    println!("lcsc       {}", env!("CARGO_PKG_VERSION"));
+    println!("libtorch   2.11.0 ({})", loaded_from("libtorch_cpu.so"));
+    match open_cuda() {
+        CudaStatus::Available { library, devices } => {
+            println!("CUDA       {devices} device(s), cuDNN {}, through {library}", tch::Cuda::cudnn_is_available());
+        }
+        CudaStatus::NoDevice { library } => {
+            println!("CUDA       {library} opens, but the driver shows no device (see `nvidia-smi`)");
+        }
+        CudaStatus::NotLoaded { reasons } => {
+            println!("CUDA       not available; scripts/setup.sh --cuda fetches it. The loader said:");
+            reasons.iter().for_each(|reason| println!("             {reason}"));
+        }
+    }
+    println!("threads    {}", default_threads());
+    let memory = |key| memory(key).map_or_else(|| "unknown".into(), size);
+    println!("memory     {} available of {}", memory("MemAvailable:"), memory("MemTotal:"));
+    let free = fs4::available_space(".").map_or_else(|e| e.to_string(), size);
+    println!("disk       {free} free here");
+    if let Some(path) = config {
+        let config::Loaded { config, data } = config::load(path, &[])?;
+        let needed = checkpoint_bytes(&config, config.image(&data));
+        println!("           {} for the checkpoints of {}", size(needed), path.display());
+    }
+    Ok(Ended::Done)
+}
+
+/// A line of /proc/meminfo in bytes.
+fn memory(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The file that a shared library of this process was loaded from.
+fn loaded_from(name: &str) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let path = maps.lines().find(|l| l.ends_with(name)).and_then(|l| l.find('/').map(|at| l[at..].to_string()));
+    path.unwrap_or_else(|| "unknown place".into())
+}

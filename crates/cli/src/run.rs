@@ -1,0 +1,37 @@
+//! `lcsc run` and `lcsc train`.
+
+use crate::args::RunArgs;
+use crate::config::{self, Loaded};
+use crate::session::Session;
+use crate::{Ended, search, train, ui};
+use lcsc_trajectory::RunFolder;
+use miette::IntoDiagnostic;
+use std::path::Path;
+
+/// Trains all stages, searches, and writes the merged model.
+pub fn run(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+    let session = open(args, signals)?;
+    match train::train(&session)? {
+        Some(stages) => search::search(&session, search::DEFAULT_NAME, stages),
+        None => Ok(Ended::Stopped),
+    }
+}
+
+/// Trains all stages.
+pub fn train(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+    let session = open(args, signals)?;
+    Ok(match train::train(&session)? {
+        Some(_) => {
+            println!("trained: {}", session.run.path().display());
+            Ended::Done
+        }
+        None => Ended::Stopped,
+    })
+}
+
+fn open<'a>(args: &RunArgs, signals: &'a ui::Signals) -> miette::Result<Session<'a>> {
+    let Loaded { config, .. } = config::load(&args.file.config, &args.file.set)?;
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let run = RunFolder::create(out).into_diagnostic()?;
+    Session::open(config, run, signals)
+}

@@ -1,0 +1,128 @@
+//! `lcsc sample`: images from a weights file.
+
+use crate::args::SampleArgs;
+use crate::{Ended, card, pictures, session, ui};
+use lcsc_diffusion::{generate, random_classes};
+use lcsc_report::ImageBatch;
+use lcsc_torch::{Context, Device, Error, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
+use miette::IntoDiagnostic;
+use npyz::WriterBuilder;
+use npyz::npz::NpzWriter;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+/// Where images go.
+enum Output {
+    Npz(PathBuf),
+    Sheet(PathBuf),
+    Folder(PathBuf),
+}
+
+impl Output {
+    fn parse(path: &Path) -> miette::Result<Self> {
+        let path = path.to_path_buf();
+        match path.extension().and_then(|e| e.to_str()) {
+            _ if path.is_dir() || path.to_string_lossy().ends_with('/') => Ok(Self::Folder(path)),
+            Some("npz") => Ok(Self::Npz(path)),
+            Some("png") => Ok(Self::Sheet(path)),
+            Some(_) | None => {
+                miette::bail!(
+                    "--out {}: expected a name ending in .npz or .png, or a folder ending in /",
+                    path.display()
+                )
+            }
+        }
+    }
+
+    /// Makes the folder, so that a wrong place is found before any work.
+    fn prepare(&self) -> Result<()> {
+        let folder = match self {
+            Self::Folder(path) => path.as_path(),
+            Self::Npz(path) | Self::Sheet(path) => path.parent().unwrap_or(Path::new(".")),
+        };
+        std::fs::create_dir_all(folder).at(folder)
+    }
+}
+
+/// Samples and writes.
+pub fn command(args: &SampleArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+    let output = Output::parse(&args.out)?;
+    if args.n == 0 {
+        miette::bail!("--n 0: expected at least 1");
+    }
+    let device = session::machine(args.machine.device, args.machine.threads)?;
+    let (card, model, weights) = card::open(&args.weights, device)?;
+    let sampler = card::sampler(&card, args.sampler.as_deref())?;
+    output.prepare().into_diagnostic()?;
+    let bar = ui::bar(args.n, "images");
+    let sampled = catch("sampling", || {
+        let net = model.bind(&weights)?;
+        let mut chunks = Vec::new();
+        for first in (0..args.n).step_by(args.machine.chunk as usize) {
+            if signals.stop() {
+                return Ok(None);
+            }
+            let n = args.machine.chunk.min(args.n - first) as usize;
+            let images = generate(&net, &sampler, args.seed, Stream::SampleLatents, first, n, device)?.images;
+            if images.isfinite().all().int64_value(&[]) == 0 {
+                bail!("{}: samples are not finite", args.weights.display());
+            }
+            chunks.push(to_u8(&images).f_to(Device::Cpu)?);
+            bar.inc(n as u64);
+        }
+        Ok(Some(Tensor::f_cat(&chunks, 0)?))
+    })
+    .into_diagnostic()?;
+    bar.finish_and_clear();
+    let Some(images) = sampled else { return Ok(Ended::Stopped) };
+    let seed = derive_seed(args.seed, Stream::SampleLatents, 0);
+    let classes = random_classes(seed, 0, args.n as usize, card.image.label_dim, Device::Cpu);
+    write(&output, &images, classes.as_ref()).into_diagnostic()?;
+    println!("{} images, {} NFE each: {}", args.n, sampler.nfe(), args.out.display());
+    Ok(Ended::Done)
+}
+
+fn write(output: &Output, images: &Tensor, classes: Option<&Tensor>) -> Result<()> {
+    match output {
+        Output::Npz(path) => write_npz(path, images, classes),
+        Output::Sheet(path) => {
+            let columns = (images.size()[0] as f64).sqrt().ceil() as usize;
+            lcsc_report::write_grid(path, &pictures::batch(images)?, columns).map_err(|e| Error::msg(e.to_string()))
+        }
+        Output::Folder(path) => write_pngs(path, &pictures::batch(images)?),
+    }
+}
+
+/// `arr_0` uint8 [N,H,W,C], and the classes as `arr_1` int64 [N] where there are any, as OpenAI's reference batches.
+fn write_npz(path: &Path, images: &Tensor, classes: Option<&Tensor>) -> Result<()> {
+    let shape: Vec<u64> = [0, 2, 3, 1].iter().map(|&axis: &usize| images.size()[axis] as u64).collect();
+    let nhwc = Vec::<u8>::try_from(images.permute([0, 2, 3, 1]).f_flatten(0, -1)?)?;
+    let classes = classes.map(Vec::<i64>::try_from).transpose()?;
+    let mut file = Cursor::new(Vec::new());
+    let mut npz = NpzWriter::new(&mut file);
+    add_array(&mut npz, "arr_0", &shape, nhwc).at(path)?;
+    if let Some(classes) = classes {
+        add_array(&mut npz, "arr_1", &shape[..1], classes).at(path)?;
+    }
+    drop(npz); // writes the zip's directory
+    lcsc_torch::write_atomic(path, &file.into_inner())
+}
+
+fn add_array<T: npyz::AutoSerialize>(
+    npz: &mut NpzWriter<&mut Cursor<Vec<u8>>>,
+    name: &str,
+    shape: &[u64],
+    values: Vec<T>,
+) -> std::io::Result<()> {
+    let mut array = npz.array(name, Default::default())?.default_dtype().shape(shape).begin_nd()?;
+    array.extend(values)?;
+    array.finish()
+}
+
+fn write_pngs(folder: &Path, images: &ImageBatch) -> Result<()> {
+    for i in 0..images.n {
+        let path = folder.join(format!("img{i:08}.png"));
+        lcsc_report::write_image(path, images, i).map_err(|e| Error::msg(e.to_string()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! What every command on a run folder has at hand.
+
+use crate::card::Card;
+use crate::config::Config;
+use crate::ui;
+use lcsc_data::Dataset;
+use lcsc_metrics::{RealImages, Suite};
+use lcsc_torch::{Device, Error, Result, catch, default_threads, set_cpu_threads, write_atomic};
+use lcsc_trajectory::{RunFolder, RunLock};
+use lcsc_unet::ImageShape;
+use miette::IntoDiagnostic;
+use std::path::PathBuf;
+
+/// A run folder that this process works on, with its config and data.
+pub struct Session<'a> {
+    pub config: Config,
+    pub run: RunFolder,
+    pub device: Device,
+    pub data: Dataset,
+    pub image: ImageShape,
+    pub training_hash: String,
+    pub card: Card,
+    pub signals: &'a ui::Signals,
+    _lock: RunLock,
+}
+
+impl<'a> Session<'a> {
+    /// Locks the run folder and loads the data.
+    ///
+    /// # Errors
+    /// Another process works there, the device or the data cannot be had.
+    pub fn open(config: Config, run: RunFolder, signals: &'a ui::Signals) -> miette::Result<Self> {
+        let lock = run.lock().into_diagnostic()?;
+        let device = machine(config.device, config.threads)?;
+        let data = dataset(&config.data, device)?;
+        let [_, channels, resolution, _] = data.images.size()[..] else { miette::bail!("images need four dimensions") };
+        let image = ImageShape { channels, resolution, label_dim: data.classes };
+        let training_hash = config.training_hash(&data.hash)?;
+        let card = Card::new(&config, image, &data.hash);
+        Ok(Self { config, run, device, data, image, training_hash, card, signals, _lock: lock })
+    }
+
+    /// Keeps the resolved config in the run folder.
+    pub fn write_config(&self) -> Result<()> {
+        let text = self.config.to_toml().map_err(|e| Error::msg(e.to_string()))?;
+        write_atomic(self.run.config_path(), text.as_bytes())
+    }
+
+    /// Feature extractors and reference statistics of the run's data.
+    pub fn suite(&self) -> miette::Result<Suite> {
+        suite(&self.data, self.config.metric.seed, self.device)
+    }
+}
+
+/// The device, after setting the number of CPU threads.
+pub fn machine(device: lcsc_torch::DeviceChoice, threads: Option<usize>) -> miette::Result<Device> {
+    set_cpu_threads(threads.unwrap_or_else(default_threads));
+    device.resolve().into_diagnostic()
+}
+
+/// A dataset on the device, read with a progress bar.
+pub fn dataset(config: &lcsc_data::DataConfig, device: Device) -> miette::Result<Dataset> {
+    let bar = ui::bar(0, "images");
+    let data = catch("reading the data", || Dataset::open(config, &bar)?.to_device(device)).into_diagnostic()?;
+    bar.finish_and_clear();
+    let (n, classes) = (data.images.size()[0], data.classes);
+    tracing::info!(
+        "{}: {n} images, {}",
+        data.name,
+        if classes > 0 { format!("{classes} classes") } else { "no labels".into() }
+    );
+    Ok(data)
+}
+
+/// Feature extractors, trained on the data or taken from the cache, and reference statistics.
+pub fn suite(data: &Dataset, seed: u64, device: Device) -> miette::Result<Suite> {
+    let real =
+        RealImages { images: &data.images, labels: data.labels.as_ref(), classes: data.classes, hash: &data.hash };
+    let bar = ui::bar(0, "steps");
+    let progress = |what: &str, done, total| {
+        bar.set_message(what.to_string());
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let cache = cache_folder();
+    let suite = catch("preparing the metric", || Suite::prepare(real, seed, device, cache.as_deref(), &progress));
+    bar.finish_and_clear();
+    suite.into_diagnostic()
+}
+
+/// Where extractors are kept between runs: `$LCSC_CACHE`, else `lcsc` in the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("LCSC_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("lcsc")))
+        .or_else(|| set("HOME").map(|p| p.join(".cache/lcsc")))
+}

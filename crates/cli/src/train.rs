@@ -1,0 +1,115 @@
+//! The stages of training, one after the other.
+
+use crate::session::Session;
+use crate::ui;
+use lcsc_torch::{Error, Result, SafeFile, Weights, catch, load_weights};
+use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
+use lcsc_trajectory::{Manifest, TrainingState, check_disk};
+use miette::IntoDiagnostic;
+
+/// Trains what is left of the stages. None: a signal came, the state is saved.
+pub fn train(session: &Session) -> miette::Result<Option<Vec<StageRecord>>> {
+    catch("training", || stages(session)).into_diagnostic()
+}
+
+fn stages(session: &Session) -> Result<Option<Vec<StageRecord>>> {
+    let mut state = TrainingState::load(&session.run)?;
+    let mut finished = match &state {
+        None => Vec::new(),
+        Some(state) => Trainer::position(state, &session.training_hash)?,
+    };
+    // The stage that the state is of goes on, unless it is at its end.
+    let stages = &session.config.stage;
+    match finished.last() {
+        Some(last) if stages.get(finished.len() - 1).is_some_and(|s| last.nimg < s.images()) => drop(finished.pop()),
+        Some(_) => state = None,
+        None => {}
+    }
+    session.write_config()?;
+    check_space(session)?;
+    for stage in &stages[finished.len()..] {
+        match train_stage(session, stage, &finished, state.take())? {
+            Some(record) => finished.push(record),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(finished))
+}
+
+/// Trains a stage to its end, from its start or from a state of it.
+fn train_stage(
+    session: &Session,
+    stage: &StageConfig,
+    finished: &[StageRecord],
+    state: Option<TrainingState>,
+) -> Result<Option<StageRecord>> {
+    let model = session.config.model(stage, session.image);
+    let card = serde_json::to_value(&session.card).map_err(|e| Error::msg(format!("metadata: {e}")))?;
+    let context = StageContext {
+        run: &session.run,
+        stage,
+        nimg_before: finished.iter().map(|s| s.nimg).sum(),
+        model: &model,
+        data: &session.data,
+        seed: session.config.seed,
+        device: session.device,
+        config_hash: &session.training_hash,
+        card: &card,
+        finished: finished.to_vec(),
+    };
+    let mut trainer = match state {
+        Some(state) => Trainer::resume(context, &state)?,
+        None => Trainer::new(context, start_weights(session, stage, &model)?)?,
+    };
+    let end = stage.images();
+    tracing::info!("stage `{}`: {} of {end} images trained", stage.name, trainer.nimg());
+    let bar = ui::bar(end, "images");
+    bar.set_position(trainer.nimg());
+    let ended = trainer.train_until(end, &|| session.signals.stop(), &bar)?;
+    bar.finish_and_clear();
+    Ok((ended == Ended::Reached).then(|| trainer.record()))
+}
+
+/// What a stage begins with: fresh weights, the end of an earlier stage, or a file.
+fn start_weights(session: &Session, stage: &StageConfig, model: &lcsc_diffusion::Model) -> Result<Weights> {
+    match &stage.start {
+        None => model.layout.init(session.config.seed, session.device),
+        Some(Start::Weights { path }) => load_weights(&model.layout, &SafeFile::open(path)?, session.device),
+        Some(Start::Stage { name, track }) => {
+            let earlier = session.config.stage.iter().find(|s| s.name == *name);
+            let track = track.clone().or_else(|| earlier.map(StageConfig::default_track)).unwrap_or_default();
+            let mut checkpoints = Manifest::read(&session.run)?;
+            checkpoints.retain(|c| c.stage == *name && c.track == track);
+            let last = checkpoints.last().ok_or_else(|| {
+                Error::file(session.run.manifest(), format!("lists no checkpoint of stage `{name}`, track `{track}`"))
+            })?;
+            last.load(&session.run, &model.layout, session.device)
+        }
+    }
+}
+
+/// Bytes that the checkpoints of all stages will take: those on the way, and the exact ones of each stage's end.
+pub fn checkpoint_bytes(config: &crate::config::Config, image: lcsc_unet::ImageShape) -> u64 {
+    let stage_bytes = |stage: &StageConfig| {
+        let layout = config.model(stage, image).layout;
+        let trajectory = stage.trajectory();
+        let tracks = stage.tracks();
+        let kept = tracks.iter().filter(|t| trajectory.keeps(t)).count() as u64;
+        let last = lcsc_trajectory::TrajectoryConfig { every_nimg: 0, ..Default::default() };
+        trajectory.bytes(&layout, stage.images(), stage.batch, kept)
+            + last.bytes(&layout, stage.images(), stage.batch, tracks.len() as u64)
+    };
+    config.stage.iter().map(stage_bytes).sum()
+}
+
+/// Refuses a run that the disk, or a stage's budget, has no room for; what is written already counts as there.
+fn check_space(session: &Session) -> Result<()> {
+    let written: u64 = Manifest::read(&session.run)?.iter().map(|c| c.bytes).sum();
+    let needed = checkpoint_bytes(&session.config, session.image);
+    check_disk(session.run.path(), needed.saturating_sub(written), None)?;
+    let budgets = session.config.stage.iter().filter_map(|s| s.trajectory().disk_budget_gib);
+    match budgets.min_by(f64::total_cmp) {
+        Some(budget) => check_disk(session.run.path(), needed, Some(budget)),
+        None => Ok(()),
+    }
+}

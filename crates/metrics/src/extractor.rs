@@ -1,0 +1,171 @@
+//! From images to features.
+
+use crate::featurenet::FeatureNet;
+use lcsc_torch::{Device, Kind, Result, Tensor, bail};
+
+/// Images that go through a network at once.
+const CHUNK: i64 = 250;
+/// The longest side of the images that [`Pixels`] compares.
+const PIXELS: i64 = 16;
+
+/// What turns images into features.
+#[derive(Debug)]
+pub enum Extractor {
+    /// A small classifier trained on the labelled real images: the layer below its class scores.
+    Classifier(FeatureNet),
+    /// The same network at random weights, for images without labels.
+    RandomConvolutions(FeatureNet),
+    /// The pixels themselves.
+    Pixels(Pixels),
+}
+
+impl Extractor {
+    /// Features f32 [N,D] of images u8 [N,C,H,W], on the extractor's device.
+    ///
+    /// # Errors
+    /// The images have another type or shape than the real ones, or libtorch failed.
+    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.check(images)?;
+        tch::no_grad(|| {
+            let mut features = Vec::new();
+            for chunk in images.f_split(CHUNK, 0)? {
+                features.push(self.chunk(&to_unit(&chunk.f_to(self.device())?))?);
+            }
+            Ok(Tensor::f_cat(&features, 0)?)
+        })
+    }
+
+    fn chunk(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Classifier(net) | Self::RandomConvolutions(net) => {
+                let params = net.layout.views(&net.weights.theta, &net.weights.buffers)?;
+                net.forward(&params, x) * net.scale
+            }
+            Self::Pixels(pixels) => pixels.forward(x),
+        })
+    }
+
+    fn check(&self, images: &Tensor) -> Result<()> {
+        let [c, h, w] = self.chw();
+        match images.size()[..] {
+            [n, c1, h1, w1] if n > 0 && [c1, h1, w1] == [c, h, w] && images.kind() == Kind::Uint8 => Ok(()),
+            _ => bail!(
+                "images to score are {:?} of type {:?}, expected [N, {c}, {h}, {w}] of type Uint8 like the real images",
+                images.size(),
+                images.kind()
+            ),
+        }
+    }
+
+    /// D, the number of features.
+    pub fn dim(&self) -> i64 {
+        match self {
+            Self::Classifier(net) | Self::RandomConvolutions(net) => net.dim(),
+            Self::Pixels(pixels) => pixels.dim(),
+        }
+    }
+
+    /// The name of the feature space: distances of different conventions are not comparable.
+    pub fn convention(&self) -> String {
+        match self {
+            Self::Classifier(net) | Self::RandomConvolutions(net) => net.convention.clone(),
+            Self::Pixels(pixels) => pixels.convention(),
+        }
+    }
+
+    /// Where features are computed.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Classifier(net) | Self::RandomConvolutions(net) => net.device(),
+            Self::Pixels(pixels) => pixels.device,
+        }
+    }
+
+    fn chw(&self) -> [i64; 3] {
+        match self {
+            Self::Classifier(net) | Self::RandomConvolutions(net) => net.chw,
+            Self::Pixels(pixels) => pixels.chw,
+        }
+    }
+}
+
+/// u8 0…255 → f32 −1…1.
+pub(crate) fn to_unit(images: &Tensor) -> Tensor {
+    images.to_kind(Kind::Float) / 127.5 - 1.0
+}
+
+/// Raw pixels in [−1,1]; sides over 16 are box-averaged to 16, so that D ≤ 256·C.
+#[derive(Debug)]
+pub struct Pixels {
+    chw: [i64; 3],
+    device: Device,
+}
+
+impl Pixels {
+    /// For images [C,H,W].
+    pub fn new(chw: [i64; 3], device: Device) -> Self {
+        Self { chw, device }
+    }
+
+    fn side(&self) -> [i64; 2] {
+        [self.chw[1].min(PIXELS), self.chw[2].min(PIXELS)]
+    }
+
+    fn dim(&self) -> i64 {
+        let [h, w] = self.side();
+        self.chw[0] * h * w
+    }
+
+    fn convention(&self) -> String {
+        let ([_, height, width], [h, w]) = (self.chw, self.side());
+        let averaged =
+            if [height, width] == [h, w] { String::new() } else { format!(" box-averaged from {height}x{width}") };
+        format!("pixels {h}x{w}{averaged}")
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.adaptive_avg_pool2d(self.side()).flatten(1, -1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_images_are_their_own_features() {
+        let extractor = Extractor::Pixels(Pixels::new([1, 2, 3], Device::Cpu));
+        let images = Tensor::from_slice(&[0u8, 255, 0, 255, 255, 51]).view([1, 1, 2, 3]);
+        let found = Vec::<f32>::try_from(extractor.features(&images).unwrap().view(-1)).unwrap();
+        for (f, e) in found.iter().zip([-1.0, 1.0, -1.0, 1.0, 1.0, -0.6]) {
+            assert!((f - e).abs() < 1e-6, "{found:?}");
+        }
+        assert_eq!(extractor.convention(), "pixels 2x3");
+    }
+
+    #[test]
+    fn big_images_are_averaged_over_boxes() {
+        let extractor = Extractor::Pixels(Pixels::new([3, 32, 32], Device::Cpu));
+        let images = Tensor::zeros([2, 3, 32, 32], (Kind::Uint8, Device::Cpu));
+        let _ = images.narrow(0, 1, 1).narrow(1, 2, 1).narrow(2, 2, 1).narrow(3, 4, 2).fill_(255);
+        let features = extractor.features(&images).unwrap();
+        assert_eq!((features.size(), extractor.dim()), (vec![2, 768], 768));
+        // Half of the box at row 1, column 2 of channel 2 is white.
+        let lit = (&features + 1.0).nonzero();
+        assert_eq!(Vec::<i64>::try_from(lit.view(-1)).unwrap(), [1, 2 * 256 + 16 + 2]);
+        assert_eq!(features.double_value(&[1, 2 * 256 + 16 + 2]), 0.0);
+        assert_eq!(extractor.convention(), "pixels 16x16 box-averaged from 32x32");
+    }
+
+    #[test]
+    fn chunks_change_nothing_and_other_images_are_refused() {
+        let extractor = Extractor::Pixels(Pixels::new([1, 4, 4], Device::Cpu));
+        let images = Tensor::arange(600 * 16, (Kind::Int64, Device::Cpu)).to_kind(Kind::Uint8).view([600, 1, 4, 4]);
+        let tail = extractor.features(&images.narrow(0, 240, 20)).unwrap();
+        assert!(extractor.features(&images).unwrap().narrow(0, 240, 20).equal(&tail));
+        for wrong in [images.to_kind(Kind::Float), images.view([600, 1, 2, 8]), images.narrow(0, 0, 0)] {
+            let text = extractor.features(&wrong).unwrap_err().to_string();
+            assert!(text.contains("expected [N, 1, 4, 4] of type Uint8"), "{text}");
+        }
+    }
+}

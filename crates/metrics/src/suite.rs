@@ -1,0 +1,298 @@
+//! The three ways in which a run's images are judged, made ready from its real images.
+
+use crate::cache::{cached, fingerprint};
+use crate::classifier::{STEPS, train_classifier};
+use crate::extractor::{Extractor, Pixels};
+use crate::featurenet::{FeatureNet, Variant};
+use crate::scorer::Scorer;
+use crate::stats::{FeatureStats, StatsAccumulator};
+use lcsc_torch::{Device, Kind, Result, StorageDtype, Stream, Tensor, bail, derive_seed, load_weights, pack_weights};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Part of the names of cached files: raise it with every change of networks, training or statistics.
+const VERSION: u32 = 1;
+/// Images between two reports of progress.
+const CHUNK: i64 = 1000;
+
+/// How images are judged.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricConfig {
+    /// Seed of the feature extractors: initial weights and training batches.
+    pub seed: u64,
+}
+
+/// The real images of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct RealImages<'a> {
+    /// u8 [N,C,H,W], on any device.
+    pub images: &'a Tensor,
+    /// Classes i64 [N], where the images have labels.
+    pub labels: Option<&'a Tensor>,
+    /// Number of classes; with fewer than two, labels are of no use.
+    pub classes: i64,
+    /// blake3 of images and labels, in hexadecimal: what cached files are known by.
+    pub hash: &'a str,
+}
+
+/// Reports what is being done, and how much of it is done, of how much.
+pub type Progress<'a> = &'a dyn Fn(&str, u64, u64);
+
+/// Three scorers of the same images.
+#[derive(Debug)]
+pub struct Suite {
+    /// What a search optimises.
+    pub primary: Scorer,
+    /// Another network, seeded apart: tells whether a gain is one of the images or of the metric.
+    pub independent: Scorer,
+    /// Raw pixels: shares nothing with the networks.
+    pub pixels: Scorer,
+}
+
+impl Suite {
+    /// Trains the extractors and gathers the statistics of the real images, or takes both from files in `cache`.
+    ///
+    /// # Errors
+    /// The images are not u8 [N,C,H,W] with N ≥ 2, a label is not a class, or libtorch failed.
+    pub fn prepare(
+        real: RealImages,
+        seed: u64,
+        device: Device,
+        cache: Option<&Path>,
+        progress: Progress,
+    ) -> Result<Suite> {
+        let chw = checked(&real)?;
+        if !real.has_classes() {
+            tracing::info!("the data has no labels: images are judged by the features of random convolutions");
+        }
+        let preparation = Preparation { real, chw, seed, device, cache, progress };
+        Ok(Suite {
+            primary: preparation.scorer(preparation.network(Variant::Primary)?)?,
+            independent: preparation.scorer(preparation.network(Variant::Independent)?)?,
+            pixels: preparation.scorer(Extractor::Pixels(Pixels::new(chw, device)))?,
+        })
+    }
+}
+
+impl RealImages<'_> {
+    fn has_classes(&self) -> bool {
+        self.labels.is_some() && self.classes > 1
+    }
+}
+
+/// The shape [C,H,W] of the images, once images and labels are known to fit each other.
+fn checked(real: &RealImages) -> Result<[i64; 3]> {
+    let (n, chw) = match real.images.size()[..] {
+        [n, c, h, w] if n > 1 && real.images.kind() == Kind::Uint8 => (n, [c, h, w]),
+        _ => bail!(
+            "the real images are {:?} of type {:?}, expected [N, C, H, W] of type Uint8 with at least 2 images",
+            real.images.size(),
+            real.images.kind()
+        ),
+    };
+    if let Some(labels) = real.labels {
+        if labels.size() != [n] || labels.kind() != Kind::Int64 {
+            bail!("the labels are {:?} of type {:?}, expected [{n}] of type Int64", labels.size(), labels.kind());
+        }
+        let (low, high) = (labels.min().int64_value(&[]), labels.max().int64_value(&[]));
+        if low < 0 || high >= real.classes {
+            bail!(
+                "the labels range from {low} to {high}, expected 0 to {} for {} classes",
+                real.classes - 1,
+                real.classes
+            );
+        }
+    }
+    Ok(chw)
+}
+
+/// What the making of extractors and statistics needs.
+struct Preparation<'a> {
+    real: RealImages<'a>,
+    chw: [i64; 3],
+    seed: u64,
+    device: Device,
+    cache: Option<&'a Path>,
+    progress: Progress<'a>,
+}
+
+impl Preparation<'_> {
+    /// A classifier where the images have labels, else random convolutions.
+    fn network(&self, variant: Variant) -> Result<Extractor> {
+        let seed = derive_seed(self.seed, Stream::Features, variant as u64);
+        let kind = if self.real.has_classes() { "classifier" } else { "random-convolutions" };
+        let name = format!("{kind}-{}", variant.letter());
+        let convention = format!("{name} 64-d seed {} data {}", self.seed, self.short_hash(8));
+        let classes = self.real.has_classes().then_some(self.real.classes);
+        let mut net = FeatureNet::new(variant, self.chw, classes, seed, convention, self.device)?;
+        let Some(labels) = self.real.labels.filter(|_| self.real.has_classes()) else {
+            return Ok(Extractor::RandomConvolutions(net));
+        };
+        let key = format!("{} {name} of {} classes", self.key(), self.real.classes);
+        let file = cached(self.cache, &self.file_name(&name), &key, || {
+            let report = |done, total| (self.progress)(&name, done, total);
+            let theta = train_classifier(&net, self.real.images, labels, STEPS, seed, &report)?;
+            pack_weights(&net.layout, &net.weights.with_theta(theta), StorageDtype::F32)
+        })?;
+        net.weights = load_weights(&net.layout, &file, self.device)?;
+        Ok(Extractor::Classifier(net))
+    }
+
+    /// The extractor with the statistics of the real images, which are kept unscaled.
+    fn scorer(&self, extractor: Extractor) -> Result<Scorer> {
+        let (name, weights) = match &extractor {
+            Extractor::Classifier(net) | Extractor::RandomConvolutions(net) => {
+                let name = net.convention.split(' ').next().unwrap_or_default();
+                (name, fingerprint(&[("theta".into(), net.weights.theta.shallow_clone())])?)
+            }
+            Extractor::Pixels(_) => ("pixels", "none".into()),
+        };
+        let key = format!("{} statistics of {name} with weights {weights}", self.key());
+        let file = cached(self.cache, &self.file_name(&format!("stats-{name}")), &key, || {
+            let stats = self.real_stats(&extractor)?;
+            let n = Tensor::from(stats.n);
+            Ok([("n", n), ("mean", stats.mean), ("cov", stats.cov)].map(|(k, t)| (k.to_string(), t)).into())
+        })?;
+        let n = file.tensor("n")?.int64_value(&[]);
+        Scorer::new(extractor, FeatureStats { n, mean: file.tensor("mean")?, cov: file.tensor("cov")? })
+    }
+
+    fn real_stats(&self, extractor: &Extractor) -> Result<FeatureStats> {
+        let mut stats = StatsAccumulator::new(extractor.dim(), self.device);
+        let total = self.real.images.size()[0] as u64;
+        for chunk in self.real.images.f_split(CHUNK, 0)? {
+            stats.add(&extractor.features(&chunk)?)?;
+            (self.progress)("reference statistics", stats.n() as u64, total);
+        }
+        stats.finish()
+    }
+
+    fn short_hash(&self, digits: usize) -> &str {
+        self.real.hash.get(..digits).unwrap_or(self.real.hash)
+    }
+
+    fn file_name(&self, name: &str) -> String {
+        format!("{name}-v{VERSION}-seed{}-{}", self.seed, self.short_hash(16))
+    }
+
+    fn key(&self) -> String {
+        format!("version {VERSION} seed {} data {}", self.seed, self.real.hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::classifier::tests::three_classes;
+    use lcsc_torch::latents;
+    use std::cell::RefCell;
+
+    const HASH: &str = "1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f809";
+
+    /// 300 images [1,4,4] of three classes.
+    fn data() -> (Tensor, Tensor) {
+        let (images, labels) = three_classes();
+        (images.to_kind(Kind::Float).avg_pool2d_default(2).to_kind(Kind::Uint8), labels)
+    }
+
+    fn real<'a>(images: &'a Tensor, labels: Option<&'a Tensor>) -> RealImages<'a> {
+        RealImages { images, labels, classes: 3, hash: HASH }
+    }
+
+    fn noisy(images: &Tensor, amount: f64) -> Tensor {
+        let noise = latents(3, Stream::SampleLatents, 0, 300, [1, 4, 4], Device::Cpu).unwrap();
+        (images.to_kind(Kind::Float) + noise * amount).clamp(0.0, 255.0).to_kind(Kind::Uint8)
+    }
+
+    fn scorers(suite: &Suite) -> [&Scorer; 3] {
+        [&suite.primary, &suite.independent, &suite.pixels]
+    }
+
+    #[test]
+    fn a_labelled_suite_is_trained_once_and_comes_back_from_its_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let (images, labels) = data();
+        let prepare = || {
+            let done = RefCell::new(Vec::new());
+            let progress = |what: &str, n, total| {
+                if n == total {
+                    done.borrow_mut().push(what.to_string());
+                }
+            };
+            let real = real(&images, Some(&labels));
+            let suite = Suite::prepare(real, 0, Device::Cpu, Some(folder.path()), &progress).unwrap();
+            let scores = scorers(&suite).map(|s| s.score(&noisy(&images, 30.0)).unwrap());
+            (suite, scores, done.into_inner())
+        };
+        let (suite, scores, done) = prepare();
+        let statistics = "reference statistics";
+        assert_eq!(done, ["classifier-a", statistics, "classifier-b", statistics, statistics]);
+        let conventions = scorers(&suite).map(|s| s.extractor.convention());
+        let name = |letter| format!("classifier-{letter} 64-d seed 0 data 1a2b3c4d");
+        assert_eq!(conventions, [name('a'), name('b'), "pixels 4x4".into()]);
+
+        let (_, again, done) = prepare();
+        assert_eq!((again, done.len()), (scores, 0));
+
+        let damaged = folder.path().join("classifier-b-v1-seed0-1a2b3c4d5e6f7081.safetensors");
+        let bytes = std::fs::read(&damaged).unwrap();
+        std::fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
+        let (_, repaired, done) = prepare();
+        assert_eq!(done, ["classifier-b"]);
+        assert_eq!(repaired, scores);
+        assert_eq!(std::fs::read(&damaged).unwrap(), bytes);
+    }
+
+    #[test]
+    fn unlabelled_images_are_judged_by_random_convolutions_of_trace_100() {
+        let (images, _) = data();
+        let suite = Suite::prepare(real(&images, None), 5, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        assert_eq!(suite.primary.extractor.convention(), "random-convolutions-a 64-d seed 5 data 1a2b3c4d");
+        for scorer in [&suite.primary, &suite.independent] {
+            let stats = FeatureStats::of(&scorer.extractor.features(&images).unwrap()).unwrap();
+            assert!((stats.cov.trace().double_value(&[]) - 100.0).abs() < 1e-3);
+        }
+        for scorer in scorers(&suite) {
+            let score = |amount| scorer.score(&noisy(&images, amount)).unwrap();
+            assert!(score(0.0).abs() < 1e-3, "{}", score(0.0));
+            assert!(0.01 < score(20.0) && 2.0 * score(20.0) < score(60.0), "{} {}", score(20.0), score(60.0));
+        }
+        let other = Suite::prepare(real(&images, None), 6, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let features = |s: &Scorer| s.extractor.features(&images).unwrap();
+        assert!(!features(&suite.primary).allclose(&features(&other.primary), 1e-3, 1e-3, false));
+        assert!(features(&suite.pixels).equal(&features(&other.pixels)));
+    }
+
+    #[test]
+    fn scores_of_batches_equal_the_score_of_all() {
+        let (images, _) = data();
+        let suite = Suite::prepare(real(&images, None), 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let bad = noisy(&images, 40.0);
+        for scorer in scorers(&suite) {
+            let mut stats = scorer.accumulator();
+            for chunk in bad.split(70, 0) {
+                scorer.add(&mut stats, &chunk).unwrap();
+            }
+            let (streamed, whole) = (scorer.score_accumulated(stats).unwrap(), scorer.score(&bad).unwrap());
+            assert!((streamed - whole).abs() < 1e-4 * whole, "{streamed} {whole}");
+        }
+    }
+
+    #[test]
+    fn data_that_does_not_fit_is_refused() {
+        let (images, labels) = data();
+        let refused = |images: &Tensor, labels: Option<&Tensor>| {
+            Suite::prepare(real(images, labels), 0, Device::Cpu, None, &|_, _, _| ()).unwrap_err().to_string()
+        };
+        let text = refused(&images.narrow(0, 0, 1), None);
+        assert!(text.contains("[1, 1, 4, 4]") && text.contains("at least 2 images"), "{text}");
+        let text = refused(&images, Some(&(&labels + 1)));
+        assert!(text.contains("range from 1 to 3, expected 0 to 2 for 3 classes"), "{text}");
+        let text = refused(&images, Some(&labels.narrow(0, 0, 10)));
+        assert!(text.contains("labels are [10] of type Int64, expected [300]"), "{text}");
+        let text = refused(&images.zeros_like(), None);
+        assert!(text.contains("all 300 real images have the same features"), "{text}");
+    }
+}

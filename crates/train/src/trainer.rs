@@ -1,0 +1,391 @@
+//! The training loop of one stage.
+
+use crate::config::{NonFinite, StageConfig};
+use crate::ema::EmaTrack;
+use crate::state::{Progress, StageRecord, Sums, Tick};
+use indicatif::ProgressBar;
+use lcsc_data::{Dataset, Sampler};
+use lcsc_diffusion::{Conditioning, Model, Round, one_hot};
+use lcsc_torch::{
+    Device, Error, Kind, Optimizer, Result, StorageDtype, Tensor, Weights, cpu_threads, default_threads,
+    set_cpu_threads, write_atomic,
+};
+use lcsc_trajectory::{Checkpoint, JsonLines, RunFolder, TrainingState, Writer};
+use std::time::{Duration, Instant};
+
+/// After so many bad steps in a row the policy `skip` stops, too: the weights themselves are ruined.
+const MOST_SKIPPED: u64 = 100;
+
+/// Everything about a stage that does not change while it trains.
+pub struct StageContext<'a> {
+    /// The run's folder, locked by the caller.
+    pub run: &'a RunFolder,
+    /// The stage.
+    pub stage: &'a StageConfig,
+    /// Images that the stages before it trained.
+    pub nimg_before: u64,
+    /// The network.
+    pub model: &'a Model,
+    /// The images.
+    pub data: &'a Dataset,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Where to train.
+    pub device: Device,
+    /// Hash of all settings that training depends on: a state of another hash is refused.
+    pub config_hash: &'a str,
+    /// What weights files tell about themselves; `checkpoint` is added to it.
+    pub card: &'a serde_json::Value,
+    /// Stages finished before this one.
+    pub finished: Vec<StageRecord>,
+}
+
+/// How [`Trainer::train_until`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The asked number of images is reached.
+    Reached,
+    /// `stop` said so; the state is saved.
+    Stopped,
+}
+
+/// A stage in training: parameters, moments, averages, and how far it got.
+pub struct Trainer<'a> {
+    context: StageContext<'a>,
+    weights: Weights,
+    optimizer: Optimizer,
+    ema: Vec<EmaTrack>,
+    sampler: Sampler,
+    writer: Writer,
+    log: JsonLines<Tick>,
+    progress: Progress,
+    tick_began: Instant,
+    state_saved: Instant,
+}
+
+impl<'a> Trainer<'a> {
+    /// Begins a stage at `weights`.
+    ///
+    /// # Errors
+    /// The run folder cannot be written, or the device has no room.
+    pub fn new(context: StageContext<'a>, weights: Weights) -> Result<Self> {
+        let progress = Progress {
+            config_hash: context.config_hash.to_string(),
+            stage: context.stage.name.clone(),
+            nimg: 0,
+            steps: 0,
+            seconds: 0.0,
+            threads: cpu_threads(),
+            sums: Sums::default(),
+            non_finite_steps: 0,
+            non_finite_in_a_row: 0,
+            finished: context.finished.clone(),
+        };
+        Self::build(context, weights, progress)
+    }
+
+    /// Goes on from a saved state of this stage.
+    ///
+    /// # Errors
+    /// The state does not fit the stage, the run folder cannot be written, or the device has no room.
+    pub fn resume(context: StageContext<'a>, state: &TrainingState) -> Result<Self> {
+        let progress = read_progress(state, context.config_hash)?;
+        restore_threads(progress.threads);
+        let device = context.device;
+        let tensor = |name: &str| {
+            let found = state.tensors.get(name);
+            let found = found.ok_or_else(|| Error::msg(format!("the training state has no tensor `{name}`")))?;
+            Ok::<_, Error>(found.f_to(device)?)
+        };
+        let buffers = (0..context.model.layout.buffers().len()).map(|i| tensor(&format!("buffer.{i}")));
+        let weights = Weights { theta: tensor("theta")?, buffers: buffers.collect::<Result<_>>()? };
+        let mut trainer = Self::build(context, weights, progress)?;
+        trainer.optimizer.exp_avg = tensor("exp_avg")?;
+        trainer.optimizer.exp_avg_sq = tensor("exp_avg_sq")?;
+        trainer.optimizer.steps = trainer.progress.steps;
+        for track in &mut trainer.ema {
+            track.theta = tensor(&track.name())?;
+        }
+        Ok(trainer)
+    }
+
+    /// How far a saved state got: what was trained, the last entry being the stage that it is of.
+    ///
+    /// # Errors
+    /// The state is of other settings than `config_hash`.
+    pub fn position(state: &TrainingState, config_hash: &str) -> Result<Vec<StageRecord>> {
+        let progress = read_progress(state, config_hash)?;
+        let last = StageRecord { name: progress.stage, nimg: progress.nimg, seconds: progress.seconds };
+        Ok(progress.finished.into_iter().chain([last]).collect())
+    }
+
+    fn build(context: StageContext<'a>, weights: Weights, progress: Progress) -> Result<Self> {
+        // Lines of steps that the saved state does not know are trained, and logged, again.
+        let (path, reached) = (context.run.train_log(), context.nimg_before + progress.nimg);
+        let (log, lines) = JsonLines::<Tick>::open(&path)?;
+        let log = if lines.iter().any(|l| l.total_nimg > reached) { cut_log(&path, &lines, reached)? } else { log };
+        let stage = context.stage;
+        Ok(Self {
+            optimizer: Optimizer::new(stage.optimizer.clone(), &weights.theta)?,
+            ema: stage.ema.iter().map(|c| EmaTrack::new(c, &weights.theta)).collect::<Result<_>>()?,
+            sampler: Sampler::new(context.data.images.size()[0] as usize, context.seed),
+            writer: Writer::start(context.run)?,
+            log,
+            progress,
+            weights,
+            tick_began: Instant::now(),
+            state_saved: Instant::now(),
+            context,
+        })
+    }
+
+    /// Trains until the stage has seen `nimg` images, or its end; `bar` counts them. The caller's `stop` is asked before
+    /// each step. At the end of the stage all tracks are saved, and the state.
+    ///
+    /// # Errors
+    /// A non-finite loss or gradient under `stop` (the state of the last good step is saved first), a full disk, or no
+    /// room on the device.
+    pub fn train_until(&mut self, nimg: u64, stop: &dyn Fn() -> bool, bar: &ProgressBar) -> Result<Ended> {
+        let stage = self.context.stage;
+        let end = stage.images();
+        while self.progress.nimg < nimg.min(end) {
+            if stop() {
+                self.save_state()?;
+                self.writer.flush()?;
+                return Ok(Ended::Stopped);
+            }
+            let step_began = Instant::now();
+            let before = self.progress.nimg;
+            let after = before + stage.batch;
+
+            let (loss, mut grad) = self.gradient()?;
+            let mut norm = grad.f_norm()?.f_double_value(&[])?;
+            let is_good = loss.is_finite() && norm.is_finite();
+            if !is_good {
+                self.note_non_finite(loss, norm)?;
+                if stage.non_finite == NonFinite::Zero {
+                    grad = grad.f_nan_to_num(0.0, 1e5, -1e5)?;
+                    norm = grad.f_norm()?.f_double_value(&[])?;
+                }
+            }
+            if let Some(most) = stage.grad_clip.filter(|&most| norm > most) {
+                let _ = grad.f_mul_scalar_(most / norm)?;
+            }
+            let lr = self.learning_rate(after);
+            if is_good || stage.non_finite == NonFinite::Zero {
+                self.optimizer.step(&mut self.weights.theta, &grad, lr)?;
+                for track in &mut self.ema {
+                    track.update(&self.weights.theta, before, stage.batch)?;
+                }
+            }
+            if is_good {
+                self.progress.non_finite_in_a_row = 0;
+                self.progress.sums.loss += loss;
+                self.progress.sums.grad_norm += norm;
+                self.progress.sums.steps += 1;
+            }
+
+            self.progress.nimg = after;
+            self.progress.seconds += step_began.elapsed().as_secs_f64();
+            bar.set_position(after);
+            self.save_checkpoints(before)?;
+            if before / stage.tick() != after / stage.tick() || after == end {
+                self.tick(lr, bar)?;
+            }
+        }
+        if self.progress.nimg == end {
+            self.save_state()?;
+            self.writer.flush()?;
+        }
+        Ok(Ended::Reached)
+    }
+
+    /// Mean loss of the next batch, and its gradient f32 [P], summed over rounds of `microbatch` images.
+    fn gradient(&mut self) -> Result<(f64, Tensor)> {
+        let c = &self.context;
+        let round = c.stage.round();
+        let first = c.nimg_before + self.progress.nimg;
+        let leaf = self.weights.theta.f_detach()?.f_set_requires_grad(true)?;
+        let live = self.weights.with_theta(leaf);
+        let mut total: Option<(Tensor, Tensor)> = None;
+        for start in (first..first + c.stage.batch).step_by(round as usize) {
+            let batch = c.data.batch(&mut self.sampler, start, round as usize, c.device)?;
+            let labels = one_hot(batch.labels.as_ref(), c.model.image.label_dim);
+            let conditioning = Conditioning { labels, augment_labels: None };
+            let round = Round {
+                images: &batch.images,
+                conditioning: &conditioning,
+                seed: c.seed,
+                nimg: start,
+                stage_nimg: start - c.nimg_before,
+            };
+            let net = c.model.bind(&live)?;
+            let loss = c.stage.objective.loss(&net, &round).f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
+            let grad = Tensor::f_run_backward(&[&loss], &[&live.theta], false, false)?.remove(0);
+            let loss = loss.f_detach()?;
+            total = Some(match total {
+                None => (loss, grad),
+                Some((l, g)) => (l.f_add(&loss)?, g.f_add(&grad)?),
+            });
+        }
+        let (loss, grad) = total.ok_or_else(|| Error::msg("a step needs at least one image"))?;
+        Ok((loss.f_double_value(&[])?, grad))
+    }
+
+    /// The rate of the step that ends at `nimg` images.
+    fn learning_rate(&self, nimg: u64) -> f64 {
+        let stage = self.context.stage;
+        let ramp = nimg as f64 / stage.lr_ramp_nimg.max(1) as f64;
+        stage.optimizer.constants().lr * ramp.min(1.0)
+    }
+
+    /// Counts a bad step, or ends the run as the policy says.
+    fn note_non_finite(&mut self, loss: f64, norm: f64) -> Result<()> {
+        let stage = self.context.stage;
+        let p = &mut self.progress;
+        p.non_finite_steps += 1;
+        p.non_finite_in_a_row += 1;
+        let place = format!("stage `{}`, after {} images: loss {loss}, gradient norm {norm}", stage.name, p.nimg);
+        let remedy = "the state of the last good step is saved; lower the learning rate, set grad_clip, or choose \
+                      non_finite = \"skip\" or \"zero\" (with another --out, or from a weights file)";
+        match stage.non_finite {
+            NonFinite::Stop => {
+                p.non_finite_steps -= 1;
+                p.non_finite_in_a_row -= 1;
+                self.save_state()?;
+                self.writer.flush()?;
+                Err(Error::NonFinite(format!("{place} is not finite. {remedy}")))
+            }
+            NonFinite::Skip if p.non_finite_in_a_row > MOST_SKIPPED => Err(Error::NonFinite(format!(
+                "{place}: more than {MOST_SKIPPED} steps in a row were not finite. {remedy}"
+            ))),
+            NonFinite::Skip | NonFinite::Zero => {
+                tracing::warn!("{place} is not finite (policy {:?})", stage.non_finite);
+                Ok(())
+            }
+        }
+    }
+
+    /// Queues the checkpoints that the step from `before` leaves. Those of the stage's end are exact and of all tracks.
+    fn save_checkpoints(&mut self, before: u64) -> Result<()> {
+        let StageContext { stage, model, card, nimg_before, .. } = &self.context;
+        let (now, end) = (self.progress.nimg, stage.images());
+        let trajectory = stage.trajectory();
+        if !trajectory.is_due(before, now, end) {
+            return Ok(());
+        }
+        let tracks = std::iter::once(("raw".to_string(), &self.weights.theta));
+        for (track, theta) in tracks.chain(self.ema.iter().map(|t| (t.name(), &t.theta))) {
+            if now < end && !trajectory.keeps(&track) {
+                continue;
+            }
+            let dtype = if now == end { StorageDtype::F32 } else { trajectory.dtype };
+            let checkpoint = Checkpoint::new(&stage.name, now, nimg_before + now, &track, dtype);
+            let mut card = (*card).clone();
+            card["checkpoint"] = serde_json::json!({ "stage": stage.name, "nimg": now, "track": track });
+            let weights = self.weights.with_theta(theta.shallow_clone());
+            self.writer.checkpoint(checkpoint, &model.layout, &weights, &card.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Logs the means since the last tick, and saves the state when it is old.
+    fn tick(&mut self, lr: f64, bar: &ProgressBar) -> Result<()> {
+        let stage = self.context.stage;
+        let sums = std::mem::take(&mut self.progress.sums);
+        let steps = sums.steps as f64;
+        let mean = |sum: f64| (sums.steps > 0).then_some(sum / steps);
+        let tick = Tick {
+            stage: stage.name.clone(),
+            nimg: self.progress.nimg,
+            total_nimg: self.context.nimg_before + self.progress.nimg,
+            loss: mean(sums.loss),
+            grad_norm: mean(sums.grad_norm),
+            lr,
+            img_per_s: steps * stage.batch as f64 / self.tick_began.elapsed().as_secs_f64(),
+            seconds: self.progress.seconds,
+            non_finite_steps: self.progress.non_finite_steps,
+        };
+        self.tick_began = Instant::now();
+        let loss = tick.loss.map_or_else(|| "not finite".into(), |l| format!("{l:.4}"));
+        bar.set_message(format!("{}, loss {loss}", stage.name));
+        if bar.is_hidden() {
+            let (nimg, end) = (tick.nimg, stage.images());
+            let left = (end - nimg) as f64 * tick.seconds / nimg as f64;
+            let (name, rate) = (&stage.name, tick.img_per_s);
+            tracing::info!("{name}: {nimg}/{end} images, loss {loss}, {rate:.0} img/s, {left:.0} s left");
+        }
+        self.log.append(&tick)?;
+        if self.state_saved.elapsed() >= Duration::from_secs_f64(60.0 * stage.state_minutes) {
+            self.save_state()?;
+        }
+        Ok(())
+    }
+
+    /// Queues the whole training state; checkpoints queued before are durable before it.
+    fn save_state(&mut self) -> Result<()> {
+        self.progress.steps = self.optimizer.steps;
+        let named = |name: &str, tensor: &Tensor| (name.to_string(), tensor.shallow_clone());
+        let mut tensors = vec![
+            named("theta", &self.weights.theta),
+            named("exp_avg", &self.optimizer.exp_avg),
+            named("exp_avg_sq", &self.optimizer.exp_avg_sq),
+        ];
+        tensors.extend(self.weights.buffers.iter().enumerate().map(|(i, b)| named(&format!("buffer.{i}"), b)));
+        tensors.extend(self.ema.iter().map(|t| named(&t.name(), &t.theta)));
+        let meta = serde_json::to_string(&self.progress).map_err(|e| Error::msg(format!("training state: {e}")))?;
+        self.writer.state(tensors, meta)?;
+        self.state_saved = Instant::now();
+        Ok(())
+    }
+
+    /// What this stage did, for the summary.
+    pub fn record(&self) -> StageRecord {
+        let name = self.context.stage.name.clone();
+        StageRecord { name, nimg: self.progress.nimg, seconds: self.progress.seconds }
+    }
+
+    /// Images of this stage trained so far.
+    pub fn nimg(&self) -> u64 {
+        self.progress.nimg
+    }
+}
+
+fn read_progress(state: &TrainingState, config_hash: &str) -> Result<Progress> {
+    let progress: Progress = serde_json::from_value(state.meta.clone())
+        .map_err(|e| Error::msg(format!("the training state is of another version of this program: {e}")))?;
+    if progress.config_hash != config_hash {
+        return Err(Error::msg(
+            "the run folder holds a training state of other settings (data, model, stages or seed were changed): \
+             put them back to go on with it, or choose another folder with --out",
+        ));
+    }
+    Ok(progress)
+}
+
+/// Uses the number of threads that the state was trained with, as far as the machine has them.
+fn restore_threads(threads: usize) {
+    if threads == cpu_threads() {
+        return;
+    }
+    if threads <= default_threads() {
+        tracing::info!("going on with {threads} CPU threads, as the saved state was trained");
+        set_cpu_threads(threads);
+    } else {
+        tracing::warn!(
+            "the saved state was trained with {threads} CPU threads, here are {}: the last bits of the result may differ \
+             from an uninterrupted run",
+            default_threads()
+        );
+    }
+}
+
+fn cut_log(path: &std::path::Path, lines: &[Tick], reached: u64) -> Result<JsonLines<Tick>> {
+    let mut text = String::new();
+    for line in lines.iter().filter(|l| l.total_nimg <= reached) {
+        text.push_str(&serde_json::to_string(line).map_err(|e| Error::file(path, e.to_string()))?);
+        text.push('\n');
+    }
+    write_atomic(path, text.as_bytes())?;
+    Ok(JsonLines::open(path)?.0)
+}

@@ -1,0 +1,159 @@
+//! Append-only files of one JSON value a line, which survive being killed at any instant.
+
+use lcsc_torch::{Context, Error, Result, sync_folder};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::error::Category;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+/// A file of one `T` a line.
+///
+/// JSON has no infinities and no NaN: they are written as `null`, so a value that can be one is an `Option<f64>` in `T`.
+#[derive(Debug)]
+pub struct JsonLines<T> {
+    path: PathBuf,
+    file: File,
+    values: PhantomData<fn(&T) -> T>,
+}
+
+impl<T: Serialize + DeserializeOwned> JsonLines<T> {
+    /// Opens or makes a file for appending; also its values so far. A torn last line (cut short by a kill or a power
+    /// cut) is cut off the file with a warning.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or a line is no `T`.
+    pub fn open(path: impl AsRef<Path>) -> Result<(Self, Vec<T>)> {
+        let path = path.as_ref().to_path_buf();
+        let is_new = !path.exists();
+        let mut file = File::options().create(true).read(true).append(true).open(&path).at(&path)?;
+        if is_new {
+            sync_folder(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).at(&path)?;
+        let (values, whole) = parse(&path, &bytes)?;
+        if whole < bytes.len() {
+            tracing::warn!("{}: the last line was torn and is cut off", path.display());
+            file.set_len(whole as u64).at(&path)?;
+        }
+        Ok((Self { path, file, values: PhantomData }, values))
+    }
+
+    /// The values of a file that is left as it is: a missing file has none, a torn last line is passed over.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a line is no `T`.
+    pub fn read(path: impl AsRef<Path>) -> Result<Vec<T>> {
+        let path = path.as_ref();
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(parse(path, &bytes)?.0),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(e).at(path),
+        }
+    }
+
+    /// Appends a line in one write: another reader sees all of it or nothing.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn append(&mut self, value: &T) -> Result<()> {
+        let unwritable = |e| Error::file(&self.path, format!("a value cannot be written as JSON: {e}"));
+        let mut line = serde_json::to_vec(value).map_err(unwritable)?;
+        line.push(b'\n');
+        self.file.write_all(&line).at(&self.path)
+    }
+
+    /// The same, and returns only when the line would survive a power cut.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn append_durable(&mut self, value: &T) -> Result<()> {
+        self.append(value)?;
+        self.file.sync_data().at(&self.path)
+    }
+}
+
+/// The values, and how many bytes their lines have: fewer than there are where the last line is torn.
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<T>, usize)> {
+    let mut values = Vec::new();
+    let mut whole = 0;
+    for line in bytes.split_inclusive(|&b| b == b'\n') {
+        if !line.ends_with(b"\n") {
+            break; // also where it parses: 12 may be a torn 123
+        }
+        match serde_json::from_slice(line) {
+            Ok(value) => values.push(value),
+            Err(e) if whole + line.len() == bytes.len() && e.classify() != Category::Data => break,
+            Err(e) => {
+                let message = format!("line {} is not what this program writes: {e}", values.len() + 1);
+                return Err(Error::file(path, message));
+            }
+        }
+        whole += line.len();
+    }
+    Ok((values, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("log.jsonl");
+        std::fs::write(&path, content).unwrap();
+        (temp, path)
+    }
+
+    #[test]
+    fn lines_come_back_and_go_on() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("log.jsonl");
+        let (mut lines, values) = JsonLines::<u64>::open(&path).unwrap();
+        assert!(values.is_empty());
+        lines.append(&1).unwrap();
+        lines.append_durable(&2).unwrap();
+        let (mut lines, values) = JsonLines::<u64>::open(&path).unwrap();
+        assert_eq!(values, [1, 2]);
+        lines.append(&3).unwrap();
+        assert_eq!(JsonLines::<u64>::read(&path).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off() {
+        for tail in [&b"12"[..], b"{\"a\": ", b"\0\0\0\0\n", b"\xff\n"] {
+            let (_temp, path) = file(&[b"1\n2\n", tail].concat());
+            assert_eq!(JsonLines::<u64>::read(&path).unwrap(), [1, 2]);
+            assert_eq!(std::fs::read(&path).unwrap().len(), 4 + tail.len());
+            let (mut lines, values) = JsonLines::<u64>::open(&path).unwrap();
+            assert_eq!(values, [1, 2]);
+            lines.append(&3).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"1\n2\n3\n");
+        }
+    }
+
+    #[test]
+    fn a_bad_line_before_the_end_is_named_and_left_alone() {
+        let (_temp, path) = file(b"1\nx\n3\n");
+        for outcome in [JsonLines::<u64>::open(&path).map(|(_, v)| v), JsonLines::<u64>::read(&path)] {
+            let text = outcome.unwrap_err().to_string();
+            assert!(text.contains("log.jsonl: line 2"), "{text}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"1\nx\n3\n");
+    }
+
+    #[test]
+    fn a_whole_last_line_of_another_type_is_no_torn_one() {
+        let (_temp, path) = file(b"1\n\"two\"\n");
+        let text = JsonLines::<u64>::open(&path).unwrap_err().to_string();
+        assert!(text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_file_has_no_lines_to_read() {
+        let temp = tempfile::tempdir().unwrap();
+        assert!(JsonLines::<u64>::read(temp.path().join("none")).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,148 @@
+//! The folder of one run and the places in it.
+
+use lcsc_torch::{Context, Error, Result};
+use std::fs::{File, create_dir_all};
+use std::path::{Path, PathBuf};
+
+/// The folder of one run: everything that training, search and report leave behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// Holds a run folder for this process; dropping it lets go.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+impl RunFolder {
+    /// Makes the folder and its sub-folders where they are missing.
+    ///
+    /// # Errors
+    /// A folder cannot be made: no permission, or a file of that name is in the way.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let run = Self { path: path.as_ref().to_path_buf() };
+        for folder in [run.trajectory(), run.state(), run.path.join("search"), run.samples()] {
+            create_dir_all(&folder).at(&folder)?;
+        }
+        Ok(run)
+    }
+
+    /// The folder of a run that was begun before.
+    ///
+    /// # Errors
+    /// There is no such run.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let run = Self { path: path.as_ref().to_path_buf() };
+        if !run.trajectory().is_dir() {
+            let message = "there is no run in this folder (it has no `trajectory/`): `lcsc run CONFIG` or \
+                           `lcsc train CONFIG` makes one";
+            return Err(Error::file(&run.path, message));
+        }
+        Ok(run)
+    }
+
+    /// Takes the folder for this process, so that two never train or search in it at once.
+    ///
+    /// # Errors
+    /// Another process holds it, or the file system refuses the lock.
+    pub fn lock(&self) -> Result<RunLock> {
+        let path = self.path.join(".lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
+        match fs4::FileExt::try_lock(&file) {
+            Ok(()) => Ok(RunLock { _file: file }),
+            Err(fs4::TryLockError::WouldBlock) => {
+                let message = "another process works on this run: wait for its end, or choose another folder (--out)";
+                Err(Error::file(&self.path, message))
+            }
+            Err(fs4::TryLockError::Error(e)) => Err(e).at(&path),
+        }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The resolved config.
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// Training log, JSON lines.
+    pub fn train_log(&self) -> PathBuf {
+        self.path.join("train.jsonl")
+    }
+
+    /// Folder of the checkpoints.
+    pub fn trajectory(&self) -> PathBuf {
+        self.path.join("trajectory")
+    }
+
+    /// The list of checkpoints, JSON lines.
+    pub fn manifest(&self) -> PathBuf {
+        self.trajectory().join("manifest.jsonl")
+    }
+
+    /// Folder of the training state.
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
+    /// Folder of one search.
+    pub fn search(&self, name: &str) -> PathBuf {
+        self.path.join("search").join(name)
+    }
+
+    /// The merged model.
+    pub fn merged(&self) -> PathBuf {
+        self.path.join("merged.safetensors")
+    }
+
+    /// Folder of image grids.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    /// The table at the end of a run, JSON.
+    pub fn summary(&self) -> PathBuf {
+        self.path.join("summary.json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_begun_run_opens() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("runs/a");
+        let text = RunFolder::open(&path).unwrap_err().to_string();
+        assert!(text.contains("runs/a") && text.contains("lcsc run"), "{text}");
+        let run = RunFolder::create(&path).unwrap();
+        assert!(run.state().is_dir() && run.samples().is_dir());
+        assert_eq!(RunFolder::open(&path).unwrap(), run);
+        RunFolder::create(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("trajectory"), "").unwrap();
+        let text = RunFolder::create(temp.path()).unwrap_err().to_string();
+        assert!(text.contains("trajectory"), "{text}");
+    }
+
+    #[test]
+    fn one_lock_at_a_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(temp.path().join("run-7")).unwrap();
+        let first = run.lock().unwrap();
+        let text = run.lock().unwrap_err().to_string();
+        assert!(text.contains("run-7: another process works on this run"), "{text}");
+        drop(first);
+        run.lock().unwrap();
+    }
+}
