@@ -36,6 +36,9 @@ pub struct Config {
     pub precision: Precision,
     /// The images.
     pub data: DataConfig,
+    /// Whether the network is told the class of an image, where the data has classes.
+    #[serde(default = "default_conditional")]
+    pub conditional: bool,
     /// The network; `preset` names a published one, other keys change it.
     #[serde(default)]
     pub model: SongUNetConfig,
@@ -50,6 +53,10 @@ pub struct Config {
     /// The search of coefficients.
     #[serde(default)]
     pub search: SearchConfig,
+}
+
+fn default_conditional() -> bool {
+    true
 }
 
 /// A config without problems, and the data it names.
@@ -68,7 +75,8 @@ impl Config {
 
     /// The shape of images that the network is for.
     pub fn image(&self, data: &DataInfo) -> ImageShape {
-        ImageShape { channels: data.channels, resolution: data.resolution, label_dim: data.classes }
+        let label_dim = if self.conditional { data.classes } else { 0 };
+        ImageShape { channels: data.channels, resolution: data.resolution, label_dim }
     }
 
     /// The network of a stage.
@@ -97,7 +105,7 @@ impl Config {
                 trajectory.disk_budget_gib = None;
             }
         }
-        let depends = (self.seed, self.precision, data_hash, self.data.xflip, &self.model, stages);
+        let depends = (self.seed, self.precision, data_hash, self.data.xflip, self.conditional, &self.model, stages);
         Ok(blake3::hash(&serde_json::to_vec(&depends).into_diagnostic()?).to_hex().to_string())
     }
 }

@@ -34,7 +34,8 @@ impl<'a> Session<'a> {
         let device = machine(config.device, config.threads)?;
         let data = dataset(&config.data, device)?;
         let [_, channels, resolution, _] = data.images.size()[..] else { miette::bail!("images need four dimensions") };
-        let image = ImageShape { channels, resolution, label_dim: data.classes };
+        let label_dim = if config.conditional { data.classes } else { 0 };
+        let image = ImageShape { channels, resolution, label_dim };
         let training_hash = config.training_hash(&data.hash)?;
         let card = Card::new(&config, image, &data.hash);
         Ok(Self { config, run, device, data, image, training_hash, card, signals, _lock: lock })

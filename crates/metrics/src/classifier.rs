@@ -1,8 +1,7 @@
 //! Training of the classifier whose features judge images: seconds on one core.
 
-use crate::extractor::to_unit;
 use crate::featurenet::FeatureNet;
-use lcsc_torch::{Kind, Optimizer, OptimizerConfig, Result, Stream, Tensor, latents, rng, unit_f64};
+use lcsc_torch::{Kind, Optimizer, OptimizerConfig, Result, Stream, Tensor, latents, rng, to_float, unit_f64};
 use std::f64::consts::PI;
 
 /// Steps of the training that a run's extractors get.
@@ -32,7 +31,7 @@ impl Batches<'_> {
         let index = Tensor::from_slice(&(0..BATCH).map(|_| below(n)).collect::<Vec<_>>());
         let pick = |t: &Tensor| t.index_select(0, &index.to(t.device())).f_to(net.device());
         let noise = self.noise.narrow(0, below(self.noise.size()[0] - BATCH + 1), BATCH);
-        Ok((to_unit(&pick(self.images)?) + noise * NOISE, pick(self.labels)?))
+        Ok((to_float(&pick(self.images)?) + noise * NOISE, pick(self.labels)?))
     }
 }
 
@@ -77,7 +76,7 @@ fn accuracy(net: &FeatureNet, theta: &Tensor, images: &Tensor, labels: &Tensor) 
         let mut right = 0.0;
         let (images, labels) = (spaced(images)?, spaced(labels)?);
         for (x, y) in images.f_split(BATCH, 0)?.iter().zip(labels.f_split(BATCH, 0)?) {
-            let found = net.scores(theta, &to_unit(x))?.argmax(1, false);
+            let found = net.scores(theta, &to_float(x))?.argmax(1, false);
             right += found.f_eq_tensor(&y)?.sum(Kind::Double).double_value(&[]);
         }
         Ok(right / images.size()[0] as f64)

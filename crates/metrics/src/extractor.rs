@@ -1,7 +1,7 @@
 //! From images to features.
 
 use crate::featurenet::FeatureNet;
-use lcsc_torch::{Device, Kind, Result, Tensor, bail};
+use lcsc_torch::{Device, Kind, Result, Tensor, bail, to_float};
 
 /// Images that go through a network at once.
 const CHUNK: i64 = 250;
@@ -29,7 +29,7 @@ impl Extractor {
         tch::no_grad(|| {
             let mut features = Vec::new();
             for chunk in images.f_split(CHUNK, 0)? {
-                features.push(self.chunk(&to_unit(&chunk.f_to(self.device())?))?);
+                features.push(self.chunk(&to_float(&chunk.f_to(self.device())?))?);
             }
             Ok(Tensor::f_cat(&features, 0)?)
         })
@@ -87,11 +87,6 @@ impl Extractor {
             Self::Pixels(pixels) => pixels.chw,
         }
     }
-}
-
-/// u8 0…255 → f32 −1…1.
-pub(crate) fn to_unit(images: &Tensor) -> Tensor {
-    images.to_kind(Kind::Float) / 127.5 - 1.0
 }
 
 /// Raw pixels in [−1,1]; sides over 16 are box-averaged to 16, so that D ≤ 256·C.
