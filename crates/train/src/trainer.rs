@@ -81,7 +81,11 @@ impl<'a> Trainer<'a> {
             non_finite_in_a_row: 0,
             finished: context.finished.clone(),
         };
-        Self::build(context, weights, progress)
+        let mut trainer = Self::build(context, weights, progress)?;
+        // From here on the folder knows its settings: a run of others is refused.
+        trainer.save_state()?;
+        trainer.writer.flush()?;
+        Ok(trainer)
     }
 
     /// Goes on from a saved state of this stage.
@@ -389,3 +393,6 @@ fn cut_log(path: &std::path::Path, lines: &[Tick], reached: u64) -> Result<JsonL
     write_atomic(path, text.as_bytes())?;
     Ok(JsonLines::open(path)?.0)
 }
+
+#[cfg(test)]
+mod tests;

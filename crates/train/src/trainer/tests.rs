@@ -1,0 +1,234 @@
+use super::*;
+use crate::Start;
+use lcsc_data::DataConfig;
+use lcsc_diffusion::{EdmConfig, ObjectiveConfig, SIGMA_DATA};
+use lcsc_torch::{AdamConfig, OptimizerConfig, Precision};
+use lcsc_trajectory::{EmaConfig, Manifest, TrajectoryConfig};
+use lcsc_unet::{ImageShape, SongUNetConfig};
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const STEPS: u64 = 6;
+const BATCH: u64 = 8;
+
+fn stage() -> StageConfig {
+    StageConfig {
+        name: "edm".into(),
+        start: None::<Start>,
+        nimg: STEPS * BATCH,
+        batch: BATCH,
+        microbatch: None,
+        objective: ObjectiveConfig::Edm(EdmConfig::default()),
+        optimizer: OptimizerConfig::Adam(AdamConfig { lr: 1e-2, ..Default::default() }),
+        lr_ramp_nimg: 0,
+        grad_clip: None,
+        non_finite: NonFinite::Stop,
+        dropout: None,
+        ema: vec![EmaConfig::Constant { beta: 0.5 }],
+        trajectory: Some(TrajectoryConfig { every_nimg: BATCH, tracks: vec!["all".into()], ..Default::default() }),
+        tick_nimg: Some(BATCH),
+        state_minutes: 5.0,
+    }
+}
+
+/// Training seeds torch's global generators: tests of one process that train take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Bench {
+    _temp: tempfile::TempDir,
+    run: RunFolder,
+    model: Model,
+    data: Dataset,
+    card: serde_json::Value,
+}
+
+impl Bench {
+    fn new() -> Self {
+        set_cpu_threads(1);
+        let temp = tempfile::tempdir().unwrap();
+        let network = SongUNetConfig { model_channels: 4, dropout: 0.2, ..SongUNetConfig::tiny() };
+        let image = ImageShape { channels: 1, resolution: 8, label_dim: 0 };
+        Self {
+            run: RunFolder::create(temp.path()).unwrap(),
+            _temp: temp,
+            model: Model::new(&network, image, SIGMA_DATA, Precision::F32),
+            data: Dataset::open(&DataConfig { source: "digits".into(), ..Default::default() }, &ProgressBar::hidden())
+                .unwrap(),
+            card: serde_json::json!({}),
+        }
+    }
+
+    fn context<'a>(&'a self, stage: &'a StageConfig) -> StageContext<'a> {
+        StageContext {
+            run: &self.run,
+            stage,
+            nimg_before: 100,
+            model: &self.model,
+            data: &self.data,
+            seed: 3,
+            device: Device::Cpu,
+            config_hash: "settings",
+            card: &self.card,
+            finished: vec![],
+        }
+    }
+
+    /// Trains a stage from the same weights to its end.
+    fn train(&self, stage: &StageConfig) -> Result<Ended> {
+        let weights = self.model.layout.init(0, Device::Cpu)?;
+        let mut trainer = Trainer::new(self.context(stage), weights)?;
+        trainer.train_until(stage.images(), &|| false, &ProgressBar::hidden())
+    }
+
+    fn theta(&self, nimg: u64, track: &str) -> Tensor {
+        let all = Manifest::read(&self.run).unwrap();
+        let found = all.iter().find(|c| c.nimg == nimg && c.track == track).unwrap();
+        found.load(&self.run, &self.model.layout, Device::Cpu).unwrap().theta
+    }
+
+    fn log(&self) -> Vec<Tick> {
+        JsonLines::read(self.run.train_log()).unwrap()
+    }
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_stopped_stage_goes_on_bit_for_bit() {
+    let _turn = turn();
+    let (whole, parts) = (Bench::new(), Bench::new());
+    let stage = stage();
+    assert_eq!(whole.train(&stage).unwrap(), Ended::Reached);
+
+    let steps = Cell::new(0);
+    let stop = || steps.replace(steps.get() + 1) == 2;
+    let weights = parts.model.layout.init(0, Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(parts.context(&stage), weights).unwrap();
+    assert_eq!(trainer.train_until(stage.images(), &stop, &ProgressBar::hidden()).unwrap(), Ended::Stopped);
+    assert_eq!(trainer.nimg(), 2 * BATCH);
+    drop(trainer);
+    let state = TrainingState::load(&parts.run).unwrap().unwrap();
+    assert_eq!(Trainer::position(&state, "settings").unwrap()[0].nimg, 2 * BATCH);
+    let mut trainer = Trainer::resume(parts.context(&stage), &state).unwrap();
+    assert_eq!(trainer.train_until(stage.images(), &|| false, &ProgressBar::hidden()).unwrap(), Ended::Reached);
+    drop(trainer);
+
+    let found = files(&parts.run.trajectory());
+    assert_eq!(found.len() as u64, 2 * STEPS);
+    assert!(found == files(&whole.run.trajectory()), "a checkpoint differs");
+    let losses = |b: &Bench| b.log().iter().map(|t| (t.total_nimg, t.loss, t.grad_norm)).collect::<Vec<_>>();
+    assert_eq!(losses(&parts), losses(&whole));
+    assert_eq!(losses(&parts)[0].0, 100 + BATCH);
+}
+
+#[test]
+fn a_state_of_other_settings_is_refused() {
+    let _turn = turn();
+    let bench = Bench::new();
+    let stage = stage();
+    bench.train(&stage).unwrap();
+    let state = TrainingState::load(&bench.run).unwrap().unwrap();
+    let context = StageContext { config_hash: "others", ..bench.context(&stage) };
+    let text = Trainer::resume(context, &state).err().unwrap().to_string();
+    assert!(text.contains("other settings") && text.contains("--out"), "{text}");
+}
+
+#[test]
+fn rounds_change_nothing_but_the_order_of_summation() {
+    let _turn = turn();
+    // σ, noise and dropout are drawn a round, so rounds of 4 are compared with the sum of their own gradients.
+    let stage = StageConfig { microbatch: Some(4), ..stage() };
+    let bench = Bench::new();
+    let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
+    let (loss, grad) = trainer.gradient().unwrap();
+    let one = StageConfig { batch: 4, microbatch: None, ..stage.clone() };
+    let halves = [100, 104].map(|nimg_before| {
+        let context = StageContext { nimg_before, stage: &one, ..bench.context(&stage) };
+        let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
+        Trainer::new(context, weights).unwrap().gradient().unwrap()
+    });
+    assert!((loss - (halves[0].0 + halves[1].0) / 2.0).abs() < 1e-4 * loss);
+    let expected = (&halves[0].1 + &halves[1].1) / 2.0;
+    assert!((&grad - &expected).norm().double_value(&[]) < 1e-5 * expected.norm().double_value(&[]));
+}
+
+#[test]
+fn averages_follow_the_weights() {
+    let _turn = turn();
+    let bench = Bench::new();
+    bench.train(&stage()).unwrap();
+    let mut average = bench.model.layout.init(0, Device::Cpu).unwrap().theta;
+    for step in 1..=STEPS {
+        average = (average + bench.theta(step * BATCH, "raw")) / 2.0;
+        let error = (&average - bench.theta(step * BATCH, "ema-b0.5")).abs().max().double_value(&[]);
+        assert!(error < 1e-6, "step {step}: {error}");
+    }
+}
+
+#[test]
+fn the_rate_rises_linearly_to_its_value() {
+    let _turn = turn();
+    let bench = Bench::new();
+    bench.train(&StageConfig { lr_ramp_nimg: 4 * BATCH, ..stage() }).unwrap();
+    let rates: Vec<f64> = bench.log().iter().map(|t| t.lr).collect();
+    for (rate, expected) in rates.iter().zip([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01]) {
+        assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+    }
+}
+
+#[test]
+fn clipping_bounds_what_reaches_the_optimizer() {
+    let _turn = turn();
+    // The first step of Adam has size lr whatever the gradient, so the moment shows what came through.
+    let bench = Bench::new();
+    let stage = StageConfig { nimg: BATCH, grad_clip: Some(0.5), ..stage() };
+    let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
+    let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
+    trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap();
+    let moment = trainer.optimizer.exp_avg.norm().double_value(&[]);
+    assert!((moment - 0.1 * 0.5).abs() < 1e-4, "{moment}");
+    assert!(bench.log()[0].grad_norm.unwrap() > 0.5, "the log shows the norm before clipping");
+}
+
+#[test]
+fn non_finite_steps_follow_the_policy() {
+    let _turn = turn();
+    let broken = |non_finite| StageConfig {
+        non_finite,
+        optimizer: OptimizerConfig::Adam(AdamConfig { lr: 1e30, ..Default::default() }),
+        ..stage()
+    };
+    let bench = Bench::new();
+    let error = bench.train(&broken(NonFinite::Stop)).unwrap_err();
+    assert!(matches!(error, Error::NonFinite(_)), "{error}");
+    assert!(error.to_string().contains("after 8 images") && error.to_string().contains("non_finite"), "{error}");
+    let state = TrainingState::load(&bench.run).unwrap().unwrap();
+    assert_eq!(Trainer::position(&state, "settings").unwrap()[0].nimg, BATCH);
+    assert!(state.tensors["theta"].equal(&bench.theta(BATCH, "raw")));
+
+    let bench = Bench::new();
+    bench.train(&broken(NonFinite::Skip)).unwrap();
+    assert_eq!(bench.log().last().unwrap().non_finite_steps, STEPS - 1);
+    assert!(bench.theta(STEPS * BATCH, "raw").equal(&bench.theta(BATCH, "raw")));
+
+    let bench = Bench::new();
+    bench.train(&broken(NonFinite::Zero)).unwrap();
+    assert_eq!(bench.log().last().unwrap().non_finite_steps, STEPS - 1);
+    let after = bench.theta(STEPS * BATCH, "raw");
+    assert_eq!(after.isfinite().all().int64_value(&[]), 1);
+    assert!(!after.equal(&bench.theta(BATCH, "raw")));
+}
