@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the `lcsc` binary, its runs, and the files that they leave.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};
 use lcsc_metrics::{RealImages, Suite};
 use lcsc_torch::{Device, set_cpu_threads};
@@ -52,8 +53,7 @@ pub fn cache() -> &'static Path {
         let lock = File::create(folder.join(".lock")).unwrap();
         fs4::FileExt::lock(&lock).unwrap();
         set_cpu_threads(1);
-        let config = DataConfig { source: "digits".into(), ..DataConfig::default() };
-        let data = Dataset::open(&config, &lcsc_data::ProgressBar::hidden()).unwrap();
+        let data = Dataset::open(&DataConfig::default(), &ProgressBar::hidden()).unwrap();
         let (images, labels, classes, hash) = (&data.images, data.labels.as_ref(), data.classes, data.hash.as_str());
         let real = RealImages { images, labels, classes, hash };
         Suite::prepare(real, 0, Device::Cpu, Some(&folder), &|_, _, _| {}).unwrap();

@@ -4,8 +4,8 @@
 //! `tests/parity/README.md` describes the files and the rule that makes their weights.
 
 use lcsc_diffusion::{
-    Adjustment, Churn, Conditioning, EctConfig, EdmConfig, EulerConfig, HeunConfig, Model, SamplerConfig, Scalings,
-    ect_loss, edm_loss, sample,
+    Adjustment, Churn, Conditioning, EctConfig, EdmConfig, Model, OdeConfig, SamplerConfig, Scalings, ect_loss,
+    edm_loss, sample,
 };
 use lcsc_metrics::{StatsAccumulator, frechet_distance};
 use lcsc_torch::{Device, Kind, Precision, SafeFile, Tensor, TensorSpec, Weights};
@@ -59,17 +59,20 @@ struct Fixture {
 impl Fixture {
     fn open(path: &Path) -> Outcome<Self> {
         let file = SafeFile::open(path)?;
-        let json = serde_json::from_str(file.metadata("fixture")?)?;
+        // Python writes an infinite limit as a word that JSON lacks.
+        let json = serde_json::from_str(&file.metadata("fixture")?.replace("Infinity", "1e300"))?;
         Ok(Self { file, json })
     }
 
-    /// The check for this kind, if it is built.
+    /// The check for this kind, if it and the network that it names are built.
     fn check(&self) -> Option<fn(&Fixture) -> Outcome<f64>> {
+        // A network that is missing is an error of the check, not a kind to come.
+        let named = || self.named_network().map_or(true, |network| network.is_song_with_edm());
         match self.json["kind"].as_str()? {
             "network" if self.is_song_with_edm() => Some(network),
-            "sampler" if self.json["sampler"] == "edm_sampler" || self.is_edm_ablation() => Some(sampler),
-            "edm-loss" => Some(edm),
-            "ect-loss" => Some(ect),
+            "sampler" if self.is_edm_sampler() && named() => Some(sampler),
+            "edm-loss" if named() => Some(edm),
+            "ect-loss" if named() => Some(ect),
             "fid" => Some(fid),
             _ => None,
         }
@@ -80,11 +83,18 @@ impl Fixture {
             && self.json["source"].as_str().is_some_and(|s| s.ends_with("EDMPrecond"))
     }
 
-    /// The ablation sampler where it equals ours: EDM's own schedule, scaling and discretisation.
-    fn is_edm_ablation(&self) -> bool {
+    /// EDM's sampler, or the ablation sampler where it equals ours: EDM's own schedule, scaling, discretisation and α.
+    fn is_edm_sampler(&self) -> bool {
         let args = &self.json["args"];
         let is = |key: &str, value: &str| args[key].as_str().is_none_or(|v| v == value);
-        is("discretization", "edm") && is("schedule", "linear") && is("scaling", "none")
+        let own_alpha = args["solver"] == "euler" || args["alpha"].as_f64().is_none_or(|alpha| alpha == 1.0);
+        match self.json["sampler"].as_str() {
+            Some("edm_sampler") => true,
+            Some("ablation_sampler") => {
+                is("discretization", "edm") && is("schedule", "linear") && is("scaling", "none") && own_alpha
+            }
+            _ => false,
+        }
     }
 
     fn tensor(&self, name: &str) -> Outcome<Tensor> {
@@ -114,12 +124,21 @@ impl Fixture {
         }
     }
 
-    /// The network named by the fixture, with the weights of its rule.
-    fn network(&self) -> Outcome<(Model, Weights)> {
-        let name = self.json["network"]["fixture"].as_str().ok_or("no network named")?;
-        Fixture::open(&self.file.path().with_file_name(format!("{name}.safetensors")))?.own_network()
+    fn optional(&self, name: &str) -> Outcome<Option<Tensor>> {
+        self.file.names().iter().any(|n| n == name).then(|| self.tensor(name)).transpose()
     }
 
+    fn conditioning(&self) -> Outcome<Conditioning> {
+        Ok(Conditioning { labels: self.optional("in.labels")?, augment_labels: self.optional("in.augment_labels")? })
+    }
+
+    /// The file of the network that this one names.
+    fn named_network(&self) -> Outcome<Fixture> {
+        let name = self.json["network"]["fixture"].as_str().ok_or("no network named")?;
+        Fixture::open(&self.file.path().with_file_name(format!("{name}.safetensors")))
+    }
+
+    /// The network of this file, with the weights of its rule.
     fn own_network(&self) -> Outcome<(Model, Weights)> {
         let config: EdmNetwork = serde_json::from_value(self.json["config"].clone())?;
         let (song, image) = config.split();
@@ -242,36 +261,40 @@ impl EdmNetwork {
 fn network(f: &Fixture) -> Outcome<f64> {
     let (model, weights) = f.own_network()?;
     let net = model.bind(&weights)?;
-    let optional = |name: &str| f.file.names().iter().any(|n| n == name).then(|| f.tensor(name)).transpose();
     let (x, sigma) = (f.tensor("in.x")?, f.tensor("in.sigma")?);
-    let denoised = |labels, augment_labels| {
-        net.denoise(&x, &sigma, Scalings::Edm, &Conditioning { labels, augment_labels }, false)
-    };
-    let augment_labels = || optional("in.augment_labels");
-    let mut worst = f.compare(&denoised(optional("in.labels")?, augment_labels()?), "out.denoised")?;
-    if f.file.names().iter().any(|n| n == "out.denoised_no_label") {
-        worst = worst.max(f.compare(&denoised(None, augment_labels()?), "out.denoised_no_label")?);
+    let denoised = |conditioning| net.denoise(&x, &sigma, Scalings::Edm, &conditioning, false);
+    let mut worst = f.compare(&denoised(f.conditioning()?), "out.denoised")?;
+    if f.optional("out.denoised_no_label")?.is_some() {
+        let without_label = Conditioning { labels: None, ..f.conditioning()? };
+        worst = worst.max(f.compare(&denoised(without_label), "out.denoised_no_label")?);
     }
     Ok(worst)
 }
 
 fn sampler(f: &Fixture) -> Outcome<f64> {
-    let (model, weights) = f.network()?;
+    let network = f.named_network()?;
+    let (model, weights) = network.own_network()?;
     let net = model.bind(&weights)?;
     let get = |key: &str, default: f64| f.number(key).unwrap_or(default);
-    let (steps, rho) = (get("num_steps", 18.0) as usize, get("rho", 7.0));
-    let (sigma_min, sigma_max) = (get("sigma_min", 0.002), get("sigma_max", 80.0));
-    let config = if f.json["args"]["solver"] == "euler" {
-        SamplerConfig::Euler(EulerConfig { steps, sigma_min, sigma_max, rho })
-    } else {
-        let churn = Churn {
+    // The reference keeps to the noise levels that the network supports.
+    let limit = |key: &str, default: f64| network.json["config"][key].as_f64().unwrap_or(default);
+    let config = OdeConfig {
+        steps: get("num_steps", 18.0) as usize,
+        sigma_min: get("sigma_min", 0.002).max(limit("sigma_min", 0.0)),
+        sigma_max: get("sigma_max", 80.0).min(limit("sigma_max", f64::INFINITY)),
+        rho: get("rho", 7.0),
+        churn: Churn {
             s_churn: get("S_churn", 0.0),
             s_min: get("S_min", 0.0),
-            s_max: get("S_max", 1e9),
+            s_max: get("S_max", f64::INFINITY),
             s_noise: get("S_noise", 1.0),
-        };
-        SamplerConfig::Heun(HeunConfig { steps, sigma_min, sigma_max, rho, churn })
+        },
     };
+    let config = match f.json["args"]["solver"].as_str() {
+        Some("euler") => SamplerConfig::Euler(config),
+        _ => SamplerConfig::Heun(config),
+    };
+    let conditioning = f.conditioning()?;
     let latents = f.tensor("in.latents")?;
     let noise = f.tensor("in.noise").ok();
     let batch = latents.size()[0];
@@ -280,7 +303,7 @@ fn sampler(f: &Fixture) -> Outcome<f64> {
         &latents,
         |x, sigma| {
             let sigma = Tensor::full([batch], sigma, (Kind::Float, Device::Cpu));
-            net.denoise(x, &sigma, Scalings::Edm, &Conditioning::default(), false)
+            net.denoise(x, &sigma, Scalings::Edm, &conditioning, false)
         },
         |step| noise.as_ref().map_or_else(|| latents.zeros_like(), |n| n.get(step as i64)),
     );
@@ -288,13 +311,13 @@ fn sampler(f: &Fixture) -> Outcome<f64> {
 }
 
 fn edm(f: &Fixture) -> Outcome<f64> {
-    let (model, weights) = f.network()?;
-    let net = model.bind(&weights)?;
+    let (model, weights) = f.named_network()?.own_network()?;
+    let (net, conditioning) = (model.bind(&weights)?, f.conditioning()?);
     let number = |key: &str, default: f64| f.json[key].as_f64().unwrap_or(default);
     let config = EdmConfig { p_mean: number("P_mean", -1.2), p_std: number("P_std", 1.2) };
     let (y, noise) = (f.tensor("in.images")?, f.tensor("in.noise")?);
     let sigma = (f.tensor("in.rnd_normal")? * config.p_std + config.p_mean).exp();
-    let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Edm, &Conditioning::default(), false);
+    let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Edm, &conditioning, false);
     let loss = edm_loss(denoise, &y, &sigma, &noise, number("sigma_data", 0.5));
     // The reference's mean over pixels; ours is the sum.
     let pixels = y.size()[1..].iter().product::<i64>() as f64;
@@ -302,8 +325,8 @@ fn edm(f: &Fixture) -> Outcome<f64> {
 }
 
 fn ect(f: &Fixture) -> Outcome<f64> {
-    let (model, weights) = f.network()?;
-    let net = model.bind(&weights)?;
+    let (model, weights) = f.named_network()?.own_network()?;
+    let (net, conditioning) = (model.bind(&weights)?, f.conditioning()?);
     let d = EctConfig::default();
     let get = |key: &str, default: f64| f.number(key).unwrap_or(default);
     let config = EctConfig {
@@ -320,7 +343,7 @@ fn ect(f: &Fixture) -> Outcome<f64> {
     let r = config.t_to_r(&t, f.json["stage"].as_u64().unwrap_or(0));
     f.compare(&t, "out.t")?;
     f.compare(&r, "out.r")?;
-    let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Edm, &Conditioning::default(), false);
+    let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Edm, &conditioning, false);
     let loss = ect_loss(denoise, &f.tensor("in.images")?, &t, &r, &f.tensor("in.noise")?, config.c);
     f.compare(&loss, "out.loss_per_sample")
 }

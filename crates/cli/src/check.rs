@@ -1,26 +1,106 @@
 //! What is wrong with a config as a whole, found before any work.
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::problems::Problem;
-use lcsc_data::DataInfo;
+use lcsc_data::{DataConfig, DataInfo};
 use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
+use lcsc_search::SearchConfig;
 use lcsc_torch::Invalid;
 use lcsc_train::{StageConfig, Start};
 use lcsc_trajectory::EmaConfig;
+use lcsc_unet::SongUNetConfig;
+use serde::de::DeserializeOwned;
+use toml::Value;
 
 /// Dimensions of the features that images are judged by.
 const FEATURES: u64 = 64;
 
-/// Adds every problem of `config`; gives what the dataset holds, if it can be read.
-pub fn check(config: &Config, problems: &mut Vec<Problem>) -> Option<DataInfo> {
-    let mut under = |place: &str, found: Vec<Invalid>| {
-        problems.extend(found.into_iter().map(|i| Problem::error(format!("{place}.{}", i.key), i.message)));
-    };
-    under("sampler", config.sampler.validate());
-    under("search", config.search.validate());
-    for (i, stage) in config.stage.iter().enumerate() {
-        under(&format!("stage[{i}]"), stage.validate());
+/// The parts of a config that can be checked by themselves, as far as they could be read.
+pub struct Sections {
+    data: Option<DataConfig>,
+    conditional: bool,
+    model: Option<SongUNetConfig>,
+    stages: Vec<(usize, StageConfig)>,
+    sampler: Option<SamplerConfig>,
+    search: Option<SearchConfig>,
+}
+
+impl From<&Config> for Sections {
+    fn from(config: &Config) -> Self {
+        Self {
+            data: Some(config.data.clone()),
+            conditional: config.conditional,
+            model: Some(config.model.clone()),
+            stages: config.stage.iter().cloned().enumerate().collect(),
+            sampler: Some(config.sampler.clone()),
+            search: Some(config.search.clone()),
+        }
     }
+}
+
+/// What can be read of a config that as a whole cannot.
+impl From<&Value> for Sections {
+    fn from(root: &Value) -> Self {
+        fn section<T: DeserializeOwned>(root: &Value, key: &str) -> Option<T> {
+            root.get(key)?.clone().try_into().ok()
+        }
+        let stages = root.get("stage").and_then(Value::as_array).into_iter().flatten().enumerate();
+        Self {
+            data: section(root, "data"),
+            conditional: section(root, "conditional").unwrap_or(true),
+            model: section(root, "model"),
+            stages: stages.filter_map(|(i, stage)| Some((i, stage.clone().try_into().ok()?))).collect(),
+            sampler: section(root, "sampler"),
+            search: section(root, "search"),
+        }
+    }
+}
+
+/// Adds the problems that each section has by itself; gives what the dataset holds, if it can be read.
+pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Option<DataInfo> {
+    sections.sampler.iter().for_each(|s| problems.extend(under("sampler", s.validate())));
+    sections.search.iter().for_each(|s| problems.extend(under("search", s.validate())));
+    for (i, stage) in &sections.stages {
+        problems.extend(under(&format!("stage[{i}]"), stage.validate()));
+    }
+    sections.search.iter().for_each(|s| warn_of_few_samples(s, problems));
+    match lcsc_data::inspect(sections.data.as_ref()?) {
+        Ok(data) => {
+            let image = config::image_shape(&data, sections.conditional);
+            sections.model.iter().for_each(|m| problems.extend(under("model", m.validate(image))));
+            Some(data)
+        }
+        Err(e) => {
+            problems.push(Problem::error("data.source", e.to_string()));
+            None
+        }
+    }
+}
+
+/// Problems of a struct, seen from the whole config.
+fn under(place: &str, found: Vec<Invalid>) -> Vec<Problem> {
+    found.into_iter().map(|i| Problem::error(format!("{place}.{}", i.key), i.message)).collect()
+}
+
+fn warn_of_few_samples(search: &SearchConfig, problems: &mut Vec<Problem>) {
+    for (key, n) in [
+        ("images", search.images),
+        ("selection_images", search.selection_images),
+        ("report_images", search.report_images),
+    ] {
+        if (2..FEATURES).contains(&n) {
+            let message = format!(
+                "{n} images for {FEATURES} features: their covariance has rank {}, so that distances are biased upward \
+                 and noisy",
+                n - 1
+            );
+            problems.push(Problem::warning(format!("search.{key}"), message).help("1000 or more"));
+        }
+    }
+}
+
+/// Adds the problems that the parts of `config` have with each other.
+pub fn check_whole(config: &Config, problems: &mut Vec<Problem>) {
     let name_is_safe = !config.name.is_empty() && !config.name.contains(['/', '\0']) && !config.name.starts_with('.');
     if !name_is_safe {
         problems.push(Problem::error("name", format!("is `{}`, expected a folder name", config.name)));
@@ -30,17 +110,6 @@ pub fn check(config: &Config, problems: &mut Vec<Problem>) -> Option<DataInfo> {
     }
     check_stages(config, problems);
     check_search(config, problems);
-    match lcsc_data::inspect(&config.data) {
-        Ok(data) => {
-            let found = config.model.validate(config.image(&data));
-            problems.extend(found.into_iter().map(|i| Problem::error(format!("model.{}", i.key), i.message)));
-            Some(data)
-        }
-        Err(e) => {
-            problems.push(Problem::error("data.source", e.to_string()));
-            None
-        }
-    }
 }
 
 fn check_stages(config: &Config, problems: &mut Vec<Problem>) {
@@ -102,20 +171,6 @@ fn check_start(i: usize, start: &Start, earlier: &[StageConfig]) -> Option<Probl
 
 fn check_search(config: &Config, problems: &mut Vec<Problem>) {
     let search = &config.search;
-    for (key, n) in [
-        ("images", search.images),
-        ("selection_images", search.selection_images),
-        ("report_images", search.report_images),
-    ] {
-        if (2..FEATURES).contains(&n) {
-            let message = format!(
-                "{n} images for {FEATURES} features: their covariance has rank {}, so that distances are biased upward \
-                 and noisy",
-                n - 1
-            );
-            problems.push(Problem::warning(format!("search.{key}"), message).help("1000 or more"));
-        }
-    }
     let Some(stage) = config.searched_stage() else {
         if let Some(name) = &search.stage {
             problems.push(Problem::error("search.stage", format!("there is no stage `{name}`")));

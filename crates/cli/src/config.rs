@@ -1,6 +1,6 @@
 //! The config file: everything a run depends on.
 
-use crate::check;
+use crate::check::{self, Sections};
 use crate::document::Document;
 use crate::problems::{Problem, Report};
 use crate::read_config::read_config;
@@ -75,8 +75,7 @@ impl Config {
 
     /// The shape of images that the network is for.
     pub fn image(&self, data: &DataInfo) -> ImageShape {
-        let label_dim = if self.conditional { data.classes } else { 0 };
-        ImageShape { channels: data.channels, resolution: data.resolution, label_dim }
+        image_shape(data, self.conditional)
     }
 
     /// The network of a stage.
@@ -134,9 +133,17 @@ pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
     let mut problems: Vec<Problem> = apply_preset(document).into_iter().collect();
     let (config, found) = read_config::<Config>(document);
     problems.extend(found);
-    let Some(config) = config else { return (None, problems) };
-    let data = check::check(&config, &mut problems);
-    (data.map(|data| Loaded { config, data }), problems)
+    let sections = config.as_ref().map_or_else(|| document.value().into(), Sections::from);
+    let data = check::check_sections(&sections, &mut problems);
+    config.iter().for_each(|c| check::check_whole(c, &mut problems));
+    problems.sort_by_key(|problem| problem.span(document).map_or(usize::MAX, |span| span.start));
+    (config.zip(data).map(|(config, data)| Loaded { config, data }), problems)
+}
+
+/// The images that a network for this data is for.
+pub fn image_shape(data: &DataInfo, conditional: bool) -> ImageShape {
+    let label_dim = if conditional { data.classes } else { 0 };
+    ImageShape { channels: data.channels, resolution: data.resolution, label_dim }
 }
 
 /// Replaces `model.preset` by the values it stands for, under those given beside it.

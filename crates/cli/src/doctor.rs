@@ -2,35 +2,35 @@
 
 use crate::explain::size;
 use crate::train::checkpoint_bytes;
-use crate::{Ended, config};
+use crate::{Ended, config, ui};
 use lcsc_torch::{CudaStatus, default_threads, open_cuda, tch};
 use std::path::Path;
 
 /// Prints libtorch, CUDA or the reason why not, threads, memory, free disk, and the disk a config needs.
 pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
-    println!("lcsc       {}", env!("CARGO_PKG_VERSION"));
-    println!("libtorch   2.11.0 ({})", loaded_from("libtorch_cpu.so"));
+    ui::say!("lcsc       {}", env!("CARGO_PKG_VERSION"));
+    ui::say!("libtorch   2.11.0 ({})", loaded_from("libtorch_cpu.so"));
     match open_cuda() {
         CudaStatus::Available { library, devices } => {
-            println!("CUDA       {devices} device(s), cuDNN {}, through {library}", tch::Cuda::cudnn_is_available());
+            ui::say!("CUDA       {devices} device(s), cuDNN {}, through {library}", tch::Cuda::cudnn_is_available());
         }
         CudaStatus::NoDevice { library } => {
-            println!("CUDA       {library} opens, but the driver shows no device (see `nvidia-smi`)");
+            ui::say!("CUDA       {library} opens, but the driver shows no device (see `nvidia-smi`)");
         }
         CudaStatus::NotLoaded { reasons } => {
-            println!("CUDA       not available; scripts/setup.sh --cuda fetches it. The loader said:");
-            reasons.iter().for_each(|reason| println!("             {reason}"));
+            ui::say!("CUDA       not available; scripts/setup.sh --cuda fetches it. The loader said:");
+            reasons.iter().for_each(|reason| ui::say!("             {reason}"));
         }
     }
-    println!("threads    {}", default_threads());
+    ui::say!("threads    {}", default_threads());
     let memory = |key| memory(key).map_or_else(|| "unknown".into(), size);
-    println!("memory     {} available of {}", memory("MemAvailable:"), memory("MemTotal:"));
+    ui::say!("memory     {} available of {}", memory("MemAvailable:"), memory("MemTotal:"));
     let free = fs4::available_space(".").map_or_else(|e| e.to_string(), size);
-    println!("disk       {free} free here");
+    ui::say!("disk       {free} free here");
     if let Some(path) = config {
         let config::Loaded { config, data } = config::load(path, &[])?;
         let needed = checkpoint_bytes(&config, config.image(&data));
-        println!("           {} for the checkpoints of {}", size(needed), path.display());
+        ui::say!("           {} for the checkpoints of {}", size(needed), path.display());
     }
     Ok(Ended::Done)
 }

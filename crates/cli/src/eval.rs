@@ -27,9 +27,9 @@ pub fn command(args: &EvalArgs, _: &ui::Signals) -> miette::Result<Ended> {
     let distances =
         catch("measuring", || sampled_distances(&model.bind(&weights)?, &sampler, &scorers, latents, device))
             .into_diagnostic()?;
-    println!("{}: {} images, {} NFE each, against {}", args.weights.display(), args.n, sampler.nfe(), data.name);
+    ui::say!("{}: {} images, {} NFE each, against {}", args.weights.display(), args.n, sampler.nfe(), data.name);
     for (scorer, fd) in scorers.iter().zip(&distances) {
-        println!("  FD {fd:10.4}  {}", scorer.extractor.convention());
+        ui::say!("  FD {fd:10.4}  {}", scorer.extractor.convention());
     }
     if let Some(path) = &args.json {
         let names = ["primary", "independent", "pixels"];

@@ -77,11 +77,15 @@ fn config_command(command: ConfigCommand) -> miette::Result<Ended> {
     match command {
         ConfigCommand::Check(file) => {
             let Loaded { config, .. } = config::load(&file.config, &file.set)?;
-            println!("{}: no problems; {} stages", file.config.display(), config.stage.len());
+            ui::say!("{}: no problems; {} stages", file.config.display(), config.stage.len());
         }
-        ConfigCommand::Show(file) => print!("{}", config::load(&file.config, &file.set)?.config.to_toml()?),
-        ConfigCommand::Explain(file) => print!("{}", explain::text(&config::load(&file.config, &file.set)?)?),
-        ConfigCommand::Schema => println!("{}", config::schema()?),
+        ConfigCommand::Show(file) => {
+            ui::say!("{}", config::load(&file.config, &file.set)?.config.to_toml()?.trim_end())
+        }
+        ConfigCommand::Explain(file) => {
+            ui::say!("{}", explain::text(&config::load(&file.config, &file.set)?)?.trim_end())
+        }
+        ConfigCommand::Schema => ui::say!("{}", config::schema()?),
     }
     Ok(Ended::Done)
 }

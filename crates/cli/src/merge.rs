@@ -1,9 +1,9 @@
 //! Coefficients on disk, and the weights files made from them.
 
-use crate::Ended;
 use crate::args::MergeArgs;
 use crate::card::Card;
 use crate::search::DEFAULT_NAME;
+use crate::{Ended, ui};
 use lcsc_diffusion::Model;
 use lcsc_torch::{
     Context, Device, Error, Result, SafeFile, StorageDtype, Weights, bail, pack_weights, serialize, write_atomic,
@@ -89,7 +89,7 @@ pub fn command(args: &MergeArgs) -> miette::Result<Ended> {
         write(&out, &card, &model, &window.weights(&alpha)?, &coefficients, args.dtype)
     };
     lcsc_torch::catch("merging", merge).into_diagnostic()?;
-    println!("merged model: {}", out.display());
+    ui::say!("merged model: {}", out.display());
     Ok(Ended::Done)
 }
 

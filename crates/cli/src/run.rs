@@ -22,7 +22,7 @@ pub fn train(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let session = open(args, signals)?;
     Ok(match train::train(&session)? {
         Some(_) => {
-            println!("trained: {}", session.run.path().display());
+            ui::say!("trained: {}", session.run.path().display());
             Ended::Done
         }
         None => Ended::Stopped,

@@ -78,7 +78,7 @@ pub fn command(args: &SampleArgs, signals: &ui::Signals) -> miette::Result<Ended
     let seed = derive_seed(args.seed, Stream::SampleLatents, 0);
     let classes = random_classes(seed, 0, args.n as usize, card.image.label_dim, Device::Cpu);
     write(&output, &images, classes.as_ref()).into_diagnostic()?;
-    println!("{} images, {} NFE each: {}", args.n, sampler.nfe(), args.out.display());
+    ui::say!("{} images, {} NFE each: {}", args.n, sampler.nfe(), args.out.display());
     Ok(Ended::Done)
 }
 

@@ -8,7 +8,7 @@ use crate::session::Session;
 use crate::{Ended, ui};
 use lcsc_diffusion::Model;
 use lcsc_metrics::Suite;
-use lcsc_report::Summary;
+use lcsc_report::{ModelLabel, Summary};
 use lcsc_search::{Label, Outcome, Row, SampledFitness, SearchSpace};
 use lcsc_torch::{Error, Result, Weights, catch};
 use lcsc_train::{StageConfig, StageRecord, Trainer};
@@ -166,8 +166,8 @@ impl Finish<'_> {
         let summary = self.summary(stages);
         summary.write(self.of_run_or_search(session.run.summary(), "summary.json")).map_err(report_error)?;
         self.pictures()?;
-        println!("{}", lcsc_report::table(&summary));
-        println!("merged model: {}", merged.display());
+        ui::say!("{}", lcsc_report::table(&summary));
+        ui::say!("merged model: {}", merged.display());
         Ok(())
     }
 
@@ -211,14 +211,8 @@ impl Finish<'_> {
     fn summary(&self, stages: Vec<StageRecord>) -> Summary {
         let Self { session, suite, outcome, .. } = self;
         let search = &session.config.search;
-        let label = |label| match label {
-            Label::Last => lcsc_report::ModelLabel::Last,
-            Label::BestCheckpoint => lcsc_report::ModelLabel::BestCheckpoint,
-            Label::Ema => lcsc_report::ModelLabel::Ema,
-            Label::Lcsc => lcsc_report::ModelLabel::Lcsc,
-        };
         let model = |row: &Row| lcsc_report::Model {
-            label: label(row.label),
+            label: model_label(row.label),
             detail: row.detail.clone(),
             fd_search: row.fd_search,
             fd_heldout: row.fd_heldout,
@@ -251,7 +245,7 @@ impl Finish<'_> {
         let mut rows = Vec::new();
         for row in &outcome.rows {
             let weights = self.weights(row)?;
-            let label = format!("{:?}", row.label);
+            let label = model_label(row.label).to_string();
             let images = pictures::sample(session, &self.material.model, &weights, pictures::COLUMNS)?;
             rows.push((label, images));
             if row.label == Label::Lcsc {
@@ -262,6 +256,15 @@ impl Finish<'_> {
         }
         let path = self.of_run_or_search(session.run.samples().join("comparison.png"), "comparison.png");
         lcsc_report::write_comparison(path, &rows).map_err(report_error)
+    }
+}
+
+fn model_label(label: Label) -> ModelLabel {
+    match label {
+        Label::Last => ModelLabel::Last,
+        Label::BestCheckpoint => ModelLabel::BestCheckpoint,
+        Label::Ema => ModelLabel::Ema,
+        Label::Lcsc => ModelLabel::Lcsc,
     }
 }
 

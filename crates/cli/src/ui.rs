@@ -41,6 +41,15 @@ impl Write for AboveBars {
     }
 }
 
+/// A line on standard output; a reader that has gone away (`| head`) is no error.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+pub(crate) use say;
+
 /// A bar over `total` things called `unit`; hidden where standard error is no terminal.
 pub fn bar(total: u64, unit: &str) -> ProgressBar {
     if QUIET.load(Ordering::Relaxed) || !std::io::stderr().is_terminal() {

@@ -8,6 +8,4 @@ mod sampler;
 pub use model::{Conditioning, Denoiser, Model, one_hot, random_classes};
 pub use objective::{Adjustment, EctConfig, EdmConfig, ObjectiveConfig, Round, ect_loss, edm_loss};
 pub use precond::{Coefficients, SIGMA_DATA, Scalings};
-pub use sampler::{
-    Churn, ConsistencyConfig, EulerConfig, HeunConfig, SamplerConfig, Samples, generate, karras_sigmas, sample,
-};
+pub use sampler::{Churn, ConsistencyConfig, OdeConfig, SamplerConfig, Samples, generate, karras_sigmas, sample};

@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum SamplerConfig {
     /// Heun's second-order method, with optional churn (Karras et al. 2022, algorithms 1 and 2).
-    Heun(HeunConfig),
-    /// Euler's method on the same grid.
-    Euler(EulerConfig),
+    Heun(OdeConfig),
+    /// Euler's method on the same grid, with the same optional churn.
+    Euler(OdeConfig),
     /// Consistency sampling in one or more steps (Song et al. 2023, algorithm 1).
     Consistency(ConsistencyConfig),
 }
 
-/// Heun's method; defaults are EDM's for CIFAR-10.
+/// Solving the probability-flow ODE; defaults are EDM's for CIFAR-10.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct HeunConfig {
-    /// Time steps; the NFE is 2·steps − 1.
+pub struct OdeConfig {
+    /// Time steps; the NFE is 2·steps − 1 with Heun's method, the same number with Euler's.
     pub steps: usize,
     /// Lowest noise level before 0.
     pub sigma_min: f64,
@@ -54,29 +54,9 @@ impl Default for Churn {
     }
 }
 
-impl Default for HeunConfig {
+impl Default for OdeConfig {
     fn default() -> Self {
         Self { steps: 18, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0, churn: Churn::default() }
-    }
-}
-
-/// Euler's method.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct EulerConfig {
-    /// Time steps; the NFE is the same number.
-    pub steps: usize,
-    /// Lowest noise level before 0.
-    pub sigma_min: f64,
-    /// Highest noise level.
-    pub sigma_max: f64,
-    /// Exponent of the grid.
-    pub rho: f64,
-}
-
-impl Default for EulerConfig {
-    fn default() -> Self {
-        Self { steps: 18, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0 }
     }
 }
 
@@ -100,7 +80,7 @@ impl Default for ConsistencyConfig {
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self::Heun(HeunConfig::default())
+        Self::Heun(OdeConfig::default())
     }
 }
 
@@ -186,26 +166,19 @@ pub fn sample(
         denoise(x, sigma)
     };
     let images = match config {
-        SamplerConfig::Heun(c) => {
-            let sigmas = karras_sigmas(c.steps, c.sigma_min, c.sigma_max, c.rho);
-            ode(latents, &sigmas, true, c.churn, counted, noise)
-        }
-        SamplerConfig::Euler(c) => {
-            let sigmas = karras_sigmas(c.steps, c.sigma_min, c.sigma_max, c.rho);
-            ode(latents, &sigmas, false, Churn::default(), counted, noise)
-        }
+        SamplerConfig::Heun(c) => ode(c, true, latents, counted, noise),
+        SamplerConfig::Euler(c) => ode(c, false, latents, counted, noise),
         SamplerConfig::Consistency(c) => consistency(c, latents, counted, noise),
     };
     Samples { images, nfe }
 }
 
-/// The probability-flow ODE dx/dσ = (x − D(x;σ))/σ from σ_0 over the grid to 0, state in float64.
+/// The probability-flow ODE dx/dσ = (x − D(x;σ))/σ from σ_max over the grid to 0, state in float64.
 /// Second order: Heun's correction at every step but the last. (Karras et al. 2022, algorithms 1 and 2.)
 fn ode(
-    latents: &Tensor,
-    sigmas: &[f64],
+    config: &OdeConfig,
     second_order: bool,
-    churn: Churn,
+    latents: &Tensor,
     mut denoise: impl FnMut(&Tensor, f64) -> Tensor,
     mut noise: impl FnMut(usize) -> Tensor,
 ) -> Tensor {
@@ -213,8 +186,9 @@ fn ode(
         let d: Tensor = x - denoise(&x.to_kind(Kind::Float), t);
         d / t
     };
-    let steps = sigmas.len();
-    let mut x_next = latents.to_kind(Kind::Double) * sigmas.first().copied().unwrap_or_default();
+    let OdeConfig { steps, sigma_min, sigma_max, rho, churn } = *config;
+    let sigmas = karras_sigmas(steps, sigma_min, sigma_max, rho);
+    let mut x_next = latents.to_kind(Kind::Double) * sigma_max;
     for (i, &t_cur) in sigmas.iter().enumerate() {
         let t_next = sigmas.get(i + 1).copied().unwrap_or(0.0);
         // Raise the noise level by the factor 1 + γ.
@@ -304,8 +278,8 @@ mod tests {
 
     #[test]
     fn nfe_is_counted_and_equals_the_formula() {
-        let heun = SamplerConfig::Heun(HeunConfig { steps: 5, ..HeunConfig::default() });
-        let euler = SamplerConfig::Euler(EulerConfig { steps: 10, ..EulerConfig::default() });
+        let heun = SamplerConfig::Heun(OdeConfig { steps: 5, ..OdeConfig::default() });
+        let euler = SamplerConfig::Euler(OdeConfig { steps: 10, ..OdeConfig::default() });
         let two = SamplerConfig::Consistency(ConsistencyConfig { mid_sigmas: vec![0.821], ..Default::default() });
         for (config, nfe) in [(heun, 9), (euler, 10), (two, 2)] {
             assert_eq!((error(&config).1, config.nfe()), (nfe, nfe));
@@ -314,8 +288,8 @@ mod tests {
 
     #[test]
     fn euler_is_first_and_heun_second_order() {
-        let euler = |steps| error(&SamplerConfig::Euler(EulerConfig { steps, ..Default::default() })).0;
-        let heun = |steps| error(&SamplerConfig::Heun(HeunConfig { steps, ..Default::default() })).0;
+        let euler = |steps| error(&SamplerConfig::Euler(OdeConfig { steps, ..Default::default() })).0;
+        let heun = |steps| error(&SamplerConfig::Heun(OdeConfig { steps, ..Default::default() })).0;
         let (slope_euler, slope_heun) = ((euler(64) / euler(128)).log2(), (heun(32) / heun(64)).log2());
         assert!((slope_euler - 1.0).abs() < 0.15, "{slope_euler}");
         assert!((slope_heun - 2.0).abs() < 0.35, "{slope_heun}");
@@ -325,7 +299,7 @@ mod tests {
     fn churn_keeps_the_distribution() {
         let z = latents(0, Stream::SearchLatents, 0, 4000, [1, 1, 1], Device::Cpu).unwrap();
         let churn = Churn { s_churn: 10.0, ..Churn::default() };
-        let config = SamplerConfig::Heun(HeunConfig { steps: 40, churn, ..HeunConfig::default() });
+        let config = SamplerConfig::Heun(OdeConfig { steps: 40, churn, ..OdeConfig::default() });
         let noise = |i| latents(i as u64, Stream::SamplerNoise, 0, 4000, [1, 1, 1], Device::Cpu).unwrap();
         let out = sample(&config, &z, gaussian(0.5), noise).images;
         let std = out.std(true).double_value(&[]);
@@ -347,7 +321,7 @@ mod tests {
     fn impossible_samplers_are_named() {
         let config = SamplerConfig::Consistency(ConsistencyConfig { mid_sigmas: vec![1.0, 2.0], ..Default::default() });
         assert_eq!(config.validate()[0].key, "consistency.mid_sigmas");
-        let config = SamplerConfig::Heun(HeunConfig { steps: 0, sigma_min: 0.0, ..Default::default() });
+        let config = SamplerConfig::Heun(OdeConfig { steps: 0, sigma_min: 0.0, ..Default::default() });
         let keys: Vec<String> = config.validate().into_iter().map(|i| i.key).collect();
         assert_eq!(keys, ["heun.steps", "heun.sigma_min"]);
     }

@@ -57,16 +57,16 @@ pub fn open_cuda() -> &'static CudaStatus {
                         CudaStatus::NoDevice { library }
                     };
                 }
-                Err(e) => reasons.push(e.to_string()),
+                Err(e) => reasons.push(loader_reason(&e)),
             }
         }
         CudaStatus::NotLoaded { reasons }
     })
 }
 
-/// [`open_cuda`] under the name that reads well in reports.
-pub fn cuda_status() -> &'static CudaStatus {
-    open_cuda()
+/// What the loader said: the innermost error.
+fn loader_reason(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), loader_reason)
 }
 
 fn cuda_places() -> Vec<PathBuf> {

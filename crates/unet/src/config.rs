@@ -176,13 +176,11 @@ impl SongUNetConfig {
                 image.resolution
             ),
         );
-        for mult in self.channel_mult.iter().copied().chain([1]) {
-            let channels = self.model_channels * mult;
-            let ok = channels >= 4 && channels % groups(channels) == 0;
+        if let Some(channels) = self.normed_channels().into_iter().find(|&c| c < 4 || c % groups(c) != 0) {
             let message = format!(
-                "gives {channels} channels (×{mult}), which the group norm cannot divide into min(32, C/4) groups; use a multiple of 4 up to 128, of 32 above"
+                "gives a layer of {channels} channels, which the group norm cannot divide into min(32, C/4) groups; use a multiple of 32, or of 4 where no layer (in the decoder: with its skip connection) exceeds 128"
             );
-            check(ok, "model_channels", message);
+            check(false, "model_channels", message);
         }
         check(
             self.model_channels * self.channel_mult_noise % 2 == 0,
@@ -195,7 +193,21 @@ impl SongUNetConfig {
             "resample_filter",
             "needs an even number of taps that do not sum to zero, such as [1, 1] or [1, 3, 3, 1]".into(),
         );
-        found.dedup();
+        found
+    }
+
+    /// The channels that group norms see: each level's own, and those of the decoder's blocks with a skip connection.
+    fn normed_channels(&self) -> Vec<i64> {
+        let levels: Vec<i64> = self.channel_mult.iter().map(|mult| self.model_channels * mult).collect();
+        let mut found = [&[self.model_channels], levels.as_slice()].concat();
+        for (i, &own) in levels.iter().enumerate() {
+            // A level's first block follows the level below, its last one joins the skip that came from above.
+            let (above, below) = (found[i], *levels.get(i + 1).unwrap_or(&own));
+            found.extend([own + below, own + above]);
+            if self.num_blocks > 1 {
+                found.push(own + own);
+            }
+        }
         found
     }
 }
@@ -233,5 +245,13 @@ mod tests {
         assert_eq!(keys, ["dropout", "channel_mult", "model_channels", "resample_filter"], "{found:?}");
         assert!(found[1].message.contains("divisible by 4"));
         assert!(found[2].message.contains("200 channels"));
+    }
+
+    #[test]
+    fn skip_connections_count_for_the_group_norm() {
+        // Levels of 48 and 96 channels divide well, their sum of 144 does not.
+        let found = SongUNetConfig { model_channels: 48, ..SongUNetConfig::tiny() }.validate(CIFAR);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].message.contains("144 channels"), "{found:?}");
     }
 }

@@ -1,0 +1,283 @@
+//! A run that is killed at any moment, and resumed by the same command, ends like one that was left alone.
+
+use lcsc_tests::*;
+use lcsc_torch::{Stream, derive_seed};
+use lcsc_trajectory::{Manifest, RunFolder, TrainingState};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, SystemTime};
+
+/// Two stages, with the state saved at every tick: 16 + 16 lines in train.jsonl.
+const CONFIG: &str = r#"
+name = "killed"
+conditional = false
+
+[data]
+source = "digits"
+
+[model]
+preset = "tiny"
+model_channels = 8
+
+[[stage]]
+name = "edm"
+nimg = 512
+batch = 32
+microbatch = 16
+objective.edm = {}
+ema = [{ half_life = { nimg = 200 } }]
+tick_nimg = 32
+state_minutes = 0.0
+
+[[stage]]
+name = "ect"
+start.stage = { name = "edm" }
+nimg = 512
+batch = 32
+objective.ect = { q = 4.0, stage_every_nimg = 128 }
+optimizer.radam = { lr = 5e-4 }
+dropout = 0.1
+ema = [{ half_life = { nimg = 200 } }, { power = { sigma_rel = 0.1 } }]
+trajectory = { every_nimg = 64, tracks = ["all"] }
+tick_nimg = 32
+state_minutes = 0.0
+
+[sampler.consistency]
+sigma_max = 20.0
+
+[search]
+images = 64
+selection_images = 64
+report_images = 64
+report_seeds = 2
+finalists = 2
+chunk = 64
+budget = { evaluations = 20 }
+"#;
+
+const RUN: [&str; 4] = ["run", "config.toml", "--out", "run"];
+
+/// A folder with the config, where `lcsc` is run.
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.toml"), CONFIG).unwrap();
+    folder
+}
+
+/// The same after an uninterrupted run.
+fn finished() -> tempfile::TempDir {
+    let folder = workplace();
+    succeed(folder.path(), &RUN);
+    folder
+}
+
+/// A log without what a clock said.
+fn without_times(log: &Path) -> Vec<Value> {
+    let mut lines = json_lines(log);
+    for line in &mut lines {
+        let line = line.as_object_mut().unwrap();
+        ["seconds", "img_per_s"].iter().for_each(|key| drop(line.remove(*key)));
+    }
+    lines
+}
+
+/// Everything that two run folders hold is the same, bit for bit, but for times.
+fn assert_same(found: &Path, expected: &Path) {
+    let [a, b] = [found, expected].map(|p| RunFolder::open(p.join("run")).unwrap());
+    assert_eq!(without_times(&a.train_log()), without_times(&b.train_log()));
+    assert_eq!(Manifest::read(&a).unwrap(), Manifest::read(&b).unwrap());
+    let [states, others] = [&a, &b].map(|run| TrainingState::load(run).unwrap().unwrap().tensors).into();
+    assert_eq!(states.keys().collect::<Vec<_>>(), others.keys().collect::<Vec<_>>());
+    for (name, tensor) in &states {
+        assert!(tensor.equal(&others[name]), "`{name}` of the training state differs");
+    }
+    assert_same_search(&a.search("default"), &b.search("default"));
+    let timed = ["state", "search", "train.jsonl", "trajectory/manifest.jsonl", "summary.json"];
+    let untimed = |run: &RunFolder| {
+        let mut all = files(run.path());
+        all.retain(|name, _| !timed.iter().any(|t| name.starts_with(t)));
+        all
+    };
+    let [found, expected] = [untimed(&a), untimed(&b)];
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, bytes) in &found {
+        assert!(*bytes == expected[name], "{} differs", name.display());
+    }
+    assert!(found.contains_key(Path::new("merged.safetensors")));
+}
+
+fn assert_same_search(found: &Path, expected: &Path) {
+    let log = "evaluations.jsonl";
+    assert_eq!(without_times(&found.join(log)), without_times(&expected.join(log)));
+    let coefficients = |folder: &Path| std::fs::read_to_string(folder.join("coefficients.toml")).unwrap();
+    assert_eq!(coefficients(found), coefficients(expected));
+}
+
+/// Numbers from 0 to 1 of a seed that is printed; `LCSC_KILL_SEED` sets it, to see the same kills again.
+struct Moments {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Moments {
+    fn new() -> Self {
+        let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
+        let seed = std::env::var("LCSC_KILL_SEED").map_or_else(|_| now(), |text| text.parse().unwrap());
+        println!("LCSC_KILL_SEED={seed}");
+        Self { seed, drawn: 0 }
+    }
+
+    fn next(&mut self) -> f64 {
+        self.drawn += 1;
+        derive_seed(self.seed, Stream::Search, self.drawn) as f64 / u64::MAX as f64
+    }
+
+    /// A whole number from `low` to `high`.
+    fn between(&mut self, low: usize, high: usize) -> usize {
+        low + (self.next() * (high - low + 1) as f64) as usize
+    }
+
+    /// Up to 40 ms.
+    fn pause(&mut self) -> Duration {
+        Duration::from_secs_f64(0.04 * self.next())
+    }
+}
+
+/// Waits until the logs have so many lines together. False: the process ended before.
+fn reaches(child: &mut Child, logs: &[&Path], count: usize) -> bool {
+    while logs.iter().map(|log| lines(log).len()).sum::<usize>() < count {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+/// Runs `lcsc` and kills it a random moment after its logs have so many lines. False: it had ended before.
+fn kill_at(folder: &Path, args: &[&str], logs: &[&Path], count: usize, moments: &mut Moments) -> bool {
+    let mut child = spawn(folder, args);
+    let alive = reaches(&mut child, logs, count);
+    std::thread::sleep(moments.pause());
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    println!("kill -9 at {count} lines: {status}");
+    alive && status.code().is_none()
+}
+
+#[test]
+fn a_killed_run_ends_like_an_uninterrupted_one() {
+    let (reference, killed) = (finished(), workplace());
+    let run = killed.path().join("run");
+    let (training, search) = (run.join("train.jsonl"), run.join("search/default/evaluations.jsonl"));
+    let logs = [training.as_path(), search.as_path()];
+    let evaluations = lines(&reference.path().join("run/search/default/evaluations.jsonl")).len();
+    let mut moments = Moments::new();
+    // Before the first state, twice in the first stage, at its end, twice in the second, twice in the search.
+    let parts = [(0, 1), (2, 8), (9, 15), (16, 16), (17, 24), (25, 31), (34, 50), (51, 31 + evaluations)];
+    let counts = parts.map(|(low, high)| moments.between(low, high));
+    let kills = counts.iter().filter(|&&count| kill_at(killed.path(), &RUN, &logs, count, &mut moments)).count();
+    assert!(kills >= 6, "only {kills} kills found the process alive");
+    succeed(killed.path(), &RUN);
+    assert_same(killed.path(), reference.path());
+
+    // A search alone, of the same checkpoints.
+    let args =
+        ["search", "run", "--name", "other", "--set", "search.budget.evaluations=30", "--set", "search.images=70"];
+    succeed(reference.path(), &args);
+    let log = run.join("search/other/evaluations.jsonl");
+    let kills = [10, 30, 50, 70]
+        .map(|from| kill_at(killed.path(), &args, &[&log], moments.between(from, from + 19), &mut moments));
+    assert!(kills.iter().filter(|&&k| k).count() >= 2, "{kills:?}");
+    succeed(killed.path(), &args);
+    let other = |folder: &Path| folder.join("run/search/other");
+    assert_same_search(&other(killed.path()), &other(reference.path()));
+    let merged = |folder: &Path| std::fs::read(other(folder).join("merged.safetensors")).unwrap();
+    assert!(merged(killed.path()) == merged(reference.path()));
+}
+
+#[test]
+fn a_signal_saves_everything_and_gives_its_status() {
+    let (reference, stopped) = (finished(), workplace());
+    let run = stopped.path().join("run");
+    let (training, search) = (run.join("train.jsonl"), run.join("search/default/evaluations.jsonl"));
+    for (signal, status, count) in [("TERM", 143, 5), ("INT", 130, 20), ("TERM", 143, 40)] {
+        let mut child = spawn(stopped.path(), &RUN);
+        assert!(reaches(&mut child, &[&training, &search], count));
+        send(signal, &child);
+        let ended = Ended::from(child.wait_with_output().unwrap());
+        assert_eq!(ended.status, Some(status), "SIG{signal}\n{}", ended.stderr);
+        assert!(ended.stderr.contains("everything is saved, and the same command goes on"), "{}", ended.stderr);
+        assert!(!run.join("merged.safetensors").exists());
+    }
+    // Of two signals the second may end it at once.
+    let mut child = spawn(stopped.path(), &RUN);
+    assert!(reaches(&mut child, &[&training, &search], 45));
+    send("TERM", &child);
+    send("TERM", &child);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    succeed(stopped.path(), &RUN);
+    assert_same(stopped.path(), reference.path());
+}
+
+fn send(signal: &str, child: &Child) {
+    let kill = format!("kill -{signal} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
+#[test]
+fn a_run_killed_before_its_first_state_may_begin_again_otherwise() {
+    let folder = workplace();
+    let later = "stage.1.state_minutes=9";
+    // Until its end the second stage saves no state, but checkpoints.
+    let args = [&RUN[..], &["--set", later, "--set", "stage.0.state_minutes=9"]].concat();
+    let manifest = folder.path().join("run/trajectory/manifest.jsonl");
+    let mut child = spawn(
+        folder.path(),
+        &[
+            "train",
+            "config.toml",
+            "--out",
+            "run",
+            "--set",
+            "stage.0.nimg=32000",
+            "--set",
+            "stage.0.trajectory.every_nimg=96",
+            "--set",
+            "stage.0.state_minutes=9",
+        ],
+    );
+    assert!(reaches(&mut child, &[&manifest], 3));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(TrainingState::load(&RunFolder::open(folder.path().join("run")).unwrap()).unwrap().is_none());
+    succeed(folder.path(), &args);
+    let reference = workplace();
+    succeed(reference.path(), &args);
+    let listed = |folder: &Path| Manifest::read(&RunFolder::open(folder.join("run")).unwrap()).unwrap();
+    assert_eq!(listed(folder.path()), listed(reference.path()), "checkpoints of other settings are still listed");
+}
+
+/// The draws of a round depend on its place alone: with the weights held still, the loss of the same images is the same
+/// whether they are rounds of one step or steps of their own.
+#[test]
+fn how_many_rounds_a_step_has_changes_no_draw() {
+    let folder = workplace();
+    let losses = |batch: u64, out: &str| {
+        let (batch, out) = (format!("stage.0.batch={batch}"), out.to_string());
+        let still = "stage.0.optimizer.adam.lr=1e-30";
+        let sets = [&batch, still, "stage.0.tick_nimg=64", "search.stage=edm", "stage.0.trajectory.every_nimg=256"];
+        let mut args = vec!["train", "config.toml", "--out", &out];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        succeed(folder.path(), &args);
+        let ticks = json_lines(&folder.path().join(&out).join("train.jsonl"));
+        let of_first = ticks.iter().filter(|t| t["stage"] == "edm");
+        of_first.map(|t| (t["nimg"].as_u64().unwrap(), t["loss"].as_f64().unwrap())).collect::<Vec<_>>()
+    };
+    let (one, four) = (losses(16, "one"), losses(64, "four"));
+    assert_eq!(one.len(), 8);
+    for ((n, a), (m, b)) in one.iter().zip(&four) {
+        assert!(n == m && (a - b).abs() < 1e-4 * a.abs(), "{one:?}\n{four:?}");
+    }
+}
