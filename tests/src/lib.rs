@@ -12,15 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 
-/// The root of the workspace.
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
 /// The smallest config there is.
-pub fn tiny() -> String {
-    root().join("configs/tiny/edm.toml").display().to_string()
-}
+pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/tiny/edm.toml");
 
 /// The folder that the test executables lie in, `target/<profile>`.
 fn target() -> PathBuf {
@@ -38,7 +31,14 @@ pub fn lcsc() -> &'static Path {
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
         let mut build = Command::new(cargo);
-        build.current_dir(root()).args(["build", "--quiet", "--package", "lcsc-cli", "--profile", profile]);
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+            "build",
+            "--quiet",
+            "--package",
+            "lcsc-cli",
+            "--profile",
+            profile,
+        ]);
         assert!(build.arg("--target-dir").arg(target.parent().unwrap()).status().unwrap().success());
         target.join("lcsc")
     });

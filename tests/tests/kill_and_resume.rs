@@ -227,36 +227,24 @@ fn send(signal: &str, child: &Child) {
 }
 
 #[test]
-fn a_run_killed_before_its_first_state_may_begin_again_otherwise() {
-    let folder = workplace();
-    let later = "stage.1.state_minutes=9";
-    // Until its end the second stage saves no state, but checkpoints.
-    let args = [&RUN[..], &["--set", later, "--set", "stage.0.state_minutes=9"]].concat();
-    let manifest = folder.path().join("run/trajectory/manifest.jsonl");
-    let mut child = spawn(
-        folder.path(),
-        &[
-            "train",
-            "config.toml",
-            "--out",
-            "run",
-            "--set",
-            "stage.0.nimg=32000",
-            "--set",
-            "stage.0.trajectory.every_nimg=96",
-            "--set",
-            "stage.0.state_minutes=9",
-        ],
-    );
-    assert!(reaches(&mut child, &[&manifest], 3));
+fn a_run_that_begins_again_otherwise_forgets_its_checkpoints() {
+    let (folder, reference) = (workplace(), workplace());
+    let run = RunFolder::create(folder.path().join("run")).unwrap();
+    let args = ["train", "config.toml", "--out", "run"];
+    let mut child = spawn(folder.path(), &args);
+    assert!(reaches(&mut child, &[&run.train_log()], 24));
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(TrainingState::load(&RunFolder::open(folder.path().join("run")).unwrap()).unwrap().is_none());
-    succeed(folder.path(), &args);
-    let reference = workplace();
-    succeed(reference.path(), &args);
-    let listed = |folder: &Path| Manifest::read(&RunFolder::open(folder.join("run")).unwrap()).unwrap();
-    assert_eq!(listed(folder.path()), listed(reference.path()), "checkpoints of other settings are still listed");
+    // Other settings are refused as long as there is a state, which the user may give up.
+    let other = [&args[..], &["--set", "seed=1", "--set", "stage.1.trajectory.every_nimg=96"]].concat();
+    let message = refuse(folder.path(), &other);
+    assert!(message.contains("training state of other settings"), "{message}");
+    std::fs::remove_file(run.state().join("state.safetensors")).unwrap();
+    succeed(folder.path(), &other);
+    succeed(reference.path(), &other);
+    let expected = RunFolder::open(reference.path().join("run")).unwrap();
+    assert_eq!(Manifest::read(&run).unwrap(), Manifest::read(&expected).unwrap());
+    assert_eq!(without_times(&run.train_log()), without_times(&expected.train_log()));
 }
 
 /// The draws of a round depend on its place alone: with the weights held still, the loss of the same images is the same

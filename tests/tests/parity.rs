@@ -22,7 +22,8 @@ fn main() {
     let folder = std::env::var_os("LCSC_PARITY_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("parity"), PathBuf::from);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .into_iter()
+        .flatten()
         .filter_map(|entry| entry.ok().map(|e| e.path()))
         .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
         .collect();

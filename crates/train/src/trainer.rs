@@ -10,7 +10,7 @@ use lcsc_torch::{
     Device, Error, Kind, Optimizer, Result, StorageDtype, Tensor, Weights, cpu_threads, default_threads,
     set_cpu_threads, write_atomic,
 };
-use lcsc_trajectory::{Checkpoint, JsonLines, RunFolder, TrainingState, Writer};
+use lcsc_trajectory::{Checkpoint, JsonLines, Manifest, RunFolder, TrainingState, Writer};
 use std::time::{Duration, Instant};
 
 /// After so many bad steps in a row the policy `skip` stops, too: the weights themselves are ruined.
@@ -124,8 +124,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn build(context: StageContext<'a>, weights: Weights, progress: Progress) -> Result<Self> {
-        // Lines of steps that the saved state does not know are trained, and logged, again.
+        // Steps that the saved state does not know are trained, logged, and listed again.
         let (path, reached) = (context.run.train_log(), context.nimg_before + progress.nimg);
+        Manifest::cut(context.run, reached)?;
         let (log, lines) = JsonLines::<Tick>::open(&path)?;
         let log = if lines.iter().any(|l| l.total_nimg > reached) { cut_log(&path, &lines, reached)? } else { log };
         let stage = context.stage;

@@ -1,7 +1,7 @@
 //! Checkpoints on disk and their list, the manifest.
 
 use crate::{JsonLines, RunFolder};
-use lcsc_torch::{Device, Error, ParamLayout, Result, SafeFile, StorageDtype, Weights, load_weights};
+use lcsc_torch::{Device, Error, ParamLayout, Result, SafeFile, StorageDtype, Weights, load_weights, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -76,6 +76,24 @@ impl Manifest {
         let newest: BTreeMap<_, _> = lines.into_iter().map(|c| ((c.total_nimg, c.track.clone()), c)).collect();
         Ok(newest.into_values().collect())
     }
+
+    /// Forgets checkpoints of more than `total_nimg` images, which are about to be trained again, perhaps under other
+    /// settings. Their files stay.
+    ///
+    /// # Errors
+    /// The manifest cannot be read or written.
+    pub fn cut(run: &RunFolder, total_nimg: u64) -> Result<()> {
+        let (path, all) = (run.manifest(), Self::read(run)?);
+        if all.iter().all(|c| c.total_nimg <= total_nimg) {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for checkpoint in all.iter().filter(|c| c.total_nimg <= total_nimg) {
+            text.push_str(&serde_json::to_string(checkpoint).map_err(|e| Error::file(&path, e.to_string()))?);
+            text.push('\n');
+        }
+        write_atomic(path, text.as_bytes())
+    }
 }
 
 #[cfg(test)]
@@ -123,5 +141,16 @@ mod tests {
         }
         let bytes: Vec<u64> = Manifest::read(&run).unwrap().iter().map(|c| c.bytes).collect();
         assert_eq!(bytes, [3, 2, 4]);
+    }
+
+    #[test]
+    fn checkpoints_that_are_trained_again_are_forgotten() {
+        let (_temp, run, _) = trajectory(4, StorageDtype::F32);
+        let listed = || Manifest::read(&run).unwrap().iter().map(|c| c.total_nimg).collect::<Vec<_>>();
+        Manifest::cut(&run, 400).unwrap();
+        assert_eq!(listed(), [100, 200, 300, 400]);
+        Manifest::cut(&run, 250).unwrap();
+        assert_eq!(listed(), [100, 200]);
+        assert!(run.trajectory().join("ckpt-000000000300-raw.safetensors").exists());
     }
 }

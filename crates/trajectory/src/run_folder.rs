@@ -43,7 +43,8 @@ impl RunFolder {
         Ok(run)
     }
 
-    /// Takes the folder for this process, so that two never train or search in it at once.
+    /// Takes the folder for this process, so that two never train or search in it at once, and removes the temporary
+    /// files that a killed process left.
     ///
     /// # Errors
     /// Another process holds it, or the file system refuses the lock.
@@ -51,7 +52,10 @@ impl RunFolder {
         let path = self.path.join(".lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
         match fs4::FileExt::try_lock(&file) {
-            Ok(()) => Ok(RunLock { _file: file }),
+            Ok(()) => {
+                remove_temporaries(&self.path)?;
+                Ok(RunLock { _file: file })
+            }
             Err(fs4::TryLockError::WouldBlock) => {
                 let message = "another process works on this run: wait for its end, or choose another folder (--out)";
                 Err(Error::file(&self.path, message))
@@ -111,6 +115,20 @@ impl RunFolder {
     }
 }
 
+/// Removes what atomic writes leave when they are killed, in a folder and all below it.
+fn remove_temporaries(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).at(folder)? {
+        let path = entry.at(folder)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && !path.is_symlink() {
+            remove_temporaries(&path)?;
+        } else if name.starts_with(".tmp") && name.ends_with(".tmp") {
+            std::fs::remove_file(&path).at(&path)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +162,19 @@ mod tests {
         assert!(text.contains("run-7: another process works on this run"), "{text}");
         drop(first);
         run.lock().unwrap();
+    }
+
+    #[test]
+    fn the_lock_clears_what_killed_writes_left() {
+        let temp = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(temp.path()).unwrap();
+        let [torn, kept] = [".tmpA1b2C3.tmp", "state.safetensors"].map(|name| run.state().join(name));
+        [&torn, &kept].iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let held = run.lock().unwrap();
+        assert!(!torn.exists() && kept.exists());
+        std::fs::write(&torn, "").unwrap();
+        run.lock().unwrap_err();
+        assert!(torn.exists(), "it may be of the process that holds the lock");
+        drop(held);
     }
 }
