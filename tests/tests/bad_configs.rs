@@ -3,7 +3,6 @@
 //! The reports are kept in `snapshots/`; `INSTA_UPDATE=always cargo test -p lcsc-tests --test bad_configs` writes them
 //! anew.
 
-use insta::assert_snapshot;
 use lcsc_tests::*;
 use std::path::Path;
 
@@ -34,10 +33,19 @@ fn refused(config: &str, sets: &[&str]) -> String {
     report
 }
 
+/// Compares a report with the one in `snapshots/`.
+fn assert_snapshot(name: &str, report: &str) {
+    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!(name, report);
+    });
+}
+
 #[test]
 fn unknown_keys_and_wrong_types() {
-    assert_snapshot!(refused(
-        r#"
+    assert_snapshot(
+        "unknown_keys_and_wrong_types",
+        &refused(
+            r#"
 name = 7
 sead = 1
 
@@ -63,14 +71,17 @@ steps = -3
 [search]
 budget = { evaluation = 5 }
 "#,
-        &["search.images=1.5", "serch.images=100"],
-    ));
+            &["search.images=1.5", "serch.images=100"],
+        ),
+    );
 }
 
 #[test]
 fn values_that_cannot_work() {
-    assert_snapshot!(refused(
-        r#"
+    assert_snapshot(
+        "values_that_cannot_work",
+        &refused(
+            r#"
 name = "a/b"
 threads = 0
 
@@ -103,14 +114,17 @@ report_images = 1
 finalists = 0
 budget = { seconds = -1.0 }
 "#,
-        &[],
-    ));
+            &[],
+        ),
+    );
 }
 
 #[test]
 fn stages_that_do_not_fit_each_other() {
-    assert_snapshot!(refused(
-        r#"
+    assert_snapshot(
+        "stages_that_do_not_fit_each_other",
+        &refused(
+            r#"
 name = "stages"
 data.source = "digits"
 model.preset = "tiny"
@@ -147,8 +161,9 @@ objective.edm = {}
 [search]
 stage = "ect"
 "#,
-        &[],
-    ));
+            &[],
+        ),
+    );
 }
 
 #[test]
@@ -157,7 +172,10 @@ fn a_file_that_is_no_toml_and_data_that_is_not_there() {
     let no_toml = refused(config, &[]);
     let config = "name = \"x\"\ndata.source = \"pictures.zip\"\n[[stage]]\nname = \"edm\"\nnimg = 96\nbatch = 32\n\
                   objective.edm = {}\ntrajectory = { every_nimg = 32 }\n";
-    assert_snapshot!(format!("{no_toml}\n\n{}", refused(config, &["model.preset=tinny"])));
+    assert_snapshot(
+        "a_file_that_is_no_toml_and_data_that_is_not_there",
+        &format!("{no_toml}\n\n{}", refused(config, &["model.preset=tinny"])),
+    );
 }
 
 #[test]
@@ -166,5 +184,5 @@ fn warnings_refuse_nothing() {
     let config = std::fs::read_to_string(TINY).unwrap();
     let report = report(folder.path(), &config, &["search.images=50", "sampler={ consistency = {} }"]);
     assert!(report.starts_with("exit status 0\n"), "{report}");
-    assert_snapshot!(report);
+    assert_snapshot("warnings_refuse_nothing", &report);
 }

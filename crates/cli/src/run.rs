@@ -1,7 +1,7 @@
 //! `lcsc run` and `lcsc train`.
 
 use crate::args::RunArgs;
-use crate::config::{self, Loaded};
+use crate::config;
 use crate::session::Session;
 use crate::{Ended, search, train, ui};
 use lcsc_trajectory::RunFolder;
@@ -30,8 +30,8 @@ pub fn train(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
 }
 
 fn open<'a>(args: &RunArgs, signals: &'a ui::Signals) -> miette::Result<Session<'a>> {
-    let Loaded { config, .. } = config::load(&args.file.config, &args.file.set)?;
-    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&config.name));
+    let loaded = config::load(&args.file.config, &args.file.set)?;
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&loaded.config.name));
     let run = RunFolder::create(out).into_diagnostic()?;
-    Session::open(config, run, signals)
+    Session::open(loaded, run, signals)
 }

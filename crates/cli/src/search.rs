@@ -1,7 +1,7 @@
 //! LCSC on the checkpoints of a run: coefficients, merged model, table, pictures.
 
 use crate::args::SearchArgs;
-use crate::config::{self, Loaded};
+use crate::config;
 use crate::merge::{self, Coefficient, Coefficients};
 use crate::pictures;
 use crate::session::Session;
@@ -23,8 +23,7 @@ pub const DEFAULT_NAME: &str = "default";
 /// `lcsc search`: a search of the checkpoints that a run has so far.
 pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let run = RunFolder::open(&args.run).into_diagnostic()?;
-    let Loaded { config, .. } = config::load(&run.config_path(), &args.set)?;
-    let session = Session::open(config, run, signals)?;
+    let session = Session::open(config::load(&run.config_path(), &args.set)?, run, signals)?;
     let state = TrainingState::load(&session.run).into_diagnostic()?;
     let stages = match &state {
         Some(state) => Trainer::position(state, &session.training_hash).into_diagnostic()?,

@@ -1,7 +1,7 @@
 //! What every command on a run folder has at hand.
 
 use crate::card::Card;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::ui;
 use lcsc_data::Dataset;
 use lcsc_metrics::{RealImages, Suite};
@@ -29,13 +29,12 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// Another process works there, the device or the data cannot be had.
-    pub fn open(config: Config, run: RunFolder, signals: &'a ui::Signals) -> miette::Result<Self> {
+    pub fn open(loaded: Loaded, run: RunFolder, signals: &'a ui::Signals) -> miette::Result<Self> {
+        let Loaded { config, data: info } = loaded;
         let lock = run.lock().into_diagnostic()?;
         let device = machine(config.device, config.threads)?;
         let data = dataset(&config.data, device)?;
-        let [_, channels, resolution, _] = data.images.size()[..] else { miette::bail!("images need four dimensions") };
-        let label_dim = if config.conditional { data.classes } else { 0 };
-        let image = ImageShape { channels, resolution, label_dim };
+        let image = config.image(&info);
         let training_hash = config.training_hash(&data.hash)?;
         let card = Card::new(&config, image, &data.hash);
         Ok(Self { config, run, device, data, image, training_hash, card, signals, _lock: lock })

@@ -1,0 +1,323 @@
+//! Every command on a small finished run, and what a run refuses.
+
+use lcsc_tests::*;
+use lcsc_torch::{Kind, SafeFile, Tensor};
+use lcsc_trajectory::{METADATA, Manifest, RunFolder, TrainingState};
+use npyz::npz::NpzArchive;
+use serde_json::Value;
+use std::path::Path;
+
+/// Settings that make the tiny run smaller still.
+const SMALL: [&str; 6] = [
+    "stage.0.nimg=384",
+    "search.images=64",
+    "search.selection_images=64",
+    "search.report_images=64",
+    "search.report_seeds=2",
+    "search.budget.evaluations=6",
+];
+
+/// The arguments of a command on the small config, with further settings.
+fn small<'a>(command: &'a str, out: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec![command, TINY, "--out", out];
+    SMALL.iter().chain(sets).for_each(|set| args.extend(["--set", set]));
+    args
+}
+
+/// The bits of all tensors of a weights file by name, in f32.
+fn bits(path: &Path) -> Vec<(String, Vec<u32>)> {
+    let file = SafeFile::open(path).unwrap();
+    let bits = |tensor: Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap().into_iter().map(f32::to_bits);
+    file.names().into_iter().map(|name| (name.clone(), bits(file.tensor(&name).unwrap()).collect())).collect()
+}
+
+fn card(path: &Path) -> Value {
+    serde_json::from_str(SafeFile::open(path).unwrap().metadata(METADATA).unwrap()).unwrap()
+}
+
+/// Shape and values of an array of an npz file.
+fn npz<T: npyz::Deserialize>(path: &Path, name: &str) -> (Vec<u64>, Vec<T>) {
+    let mut archive = NpzArchive::open(path).unwrap();
+    let array = archive.by_name(name).unwrap().expect("the array is there");
+    (array.shape().to_vec(), array.into_vec().unwrap())
+}
+
+#[test]
+fn a_finished_run_and_every_command_on_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let table = succeed(folder, &small("run", "run", &[]));
+    let run = folder.join("run");
+    the_summary_and_the_table_tell_the_same(&run, &table);
+    weights_tell_where_they_come_from(&run);
+    a_second_run_changes_nothing(folder, &table);
+    merging_gives_the_same_bits(folder);
+    samples_are_the_same_however_they_are_written(folder);
+    eval_measures(folder);
+    settings_of_another_training_are_refused(folder);
+}
+
+fn the_summary_and_the_table_tell_the_same(run: &Path, table: &str) {
+    let summary = json(&run.join("summary.json"));
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&summary), ["name", "stages", "metric", "search", "models"]);
+    assert_eq!(summary["name"], "tiny-edm");
+    assert_eq!(summary["stages"].as_array().unwrap().len(), 1);
+    assert_eq!(keys(&summary["stages"][0]), ["name", "nimg", "seconds"]);
+    assert_eq!((&summary["stages"][0]["name"], &summary["stages"][0]["nimg"]), (&"edm".into(), &384.into()));
+    assert_eq!(keys(&summary["metric"]), ["extractor", "reference", "n_search", "n_heldout"]);
+    assert_eq!((&summary["metric"]["n_search"], &summary["metric"]["n_heldout"]), (&64.into(), &64.into()));
+    assert_eq!(keys(&summary["search"]), ["method", "evaluations", "seconds"]);
+    assert_eq!((&summary["search"]["method"], &summary["search"]["evaluations"]), (&"evolution".into(), &6.into()));
+    let models = summary["models"].as_array().unwrap();
+    let labels: Vec<&Value> = models.iter().map(|m| &m["label"]).collect();
+    assert_eq!(labels, ["last", "best_checkpoint", "ema", "lcsc"]);
+    for (model, name) in models.iter().zip(["last", "best checkpoint", "best EMA", "LCSC"]) {
+        let row = table.lines().find(|l| l[2..].starts_with(&format!("{name} "))).expect("a row for each model");
+        for key in ["fd_search", "fd_heldout", "fd_heldout_std", "fd_independent", "fd_pixel"] {
+            let fd = model[key].as_f64().unwrap();
+            assert!(fd > 0.0 && row.contains(&format!("{fd:.3}")), "{key} of {row}");
+        }
+    }
+    assert!(table.contains("6 evaluations of 64 images") && table.contains("merged.safetensors"), "{table}");
+    for picture in ["lcsc.png", "comparison.png"] {
+        assert!(image::open(run.join("samples").join(picture)).unwrap().width() > 8 * 16);
+    }
+}
+
+fn weights_tell_where_they_come_from(run: &Path) {
+    let merged = card(&run.join("merged.safetensors"));
+    assert_eq!((&merged["format"], &merged["run"]), (&1.into(), &"tiny-edm".into()));
+    assert_eq!(merged["image"], serde_json::json!({ "channels": 1, "resolution": 8, "label_dim": 0 }));
+    assert_eq!(merged["network"]["model_channels"], 8);
+    assert_eq!((&merged["sampler"]["heun"]["steps"], &merged["data"]["source"]), (&3.into(), &"digits".into()));
+    let text = std::fs::read_to_string(run.join("search/default/coefficients.toml")).unwrap();
+    let coefficients: Value = toml::from_str(&text).unwrap();
+    assert_eq!(merged["merged"], coefficients);
+    let terms = coefficients["checkpoint"].as_array().unwrap();
+    let sum: f64 = terms.iter().map(|c| c["alpha"].as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+    for checkpoint in Manifest::read(&RunFolder::open(run).unwrap()).unwrap() {
+        let card = card(&run.join("trajectory").join(&checkpoint.file));
+        let expected = serde_json::json!({ "stage": "edm", "nimg": checkpoint.nimg, "track": checkpoint.track });
+        assert_eq!((&card["checkpoint"], card.get("merged")), (&expected, None));
+    }
+}
+
+fn a_second_run_changes_nothing(folder: &Path, table: &str) {
+    let before = files(&folder.join("run"));
+    let again = lcsc_in(folder, &small("run", "run", &[]));
+    assert_eq!((again.status, again.stdout.as_str()), (Some(0), table), "{}", again.stderr);
+    assert!(!again.stderr.contains("img/s") && !again.stderr.contains("scored"), "{}", again.stderr);
+    assert!(files(&folder.join("run")) == before);
+}
+
+fn merging_gives_the_same_bits(folder: &Path) {
+    let (run, out) = (folder.join("run"), folder.join("out.safetensors"));
+    let merged = std::fs::read(run.join("merged.safetensors")).unwrap();
+    succeed(folder, &["merge", "run", "--out", "out.safetensors"]);
+    assert!(std::fs::read(&out).unwrap() == merged, "lcsc merge gives other bytes than lcsc run");
+
+    // One-hot coefficients give back the checkpoint.
+    let text = std::fs::read_to_string(run.join("search/default/coefficients.toml")).unwrap();
+    let mut coefficients: toml::Table = text.parse().unwrap();
+    let terms = coefficients["checkpoint"].as_array_mut().unwrap();
+    for (i, term) in terms.iter_mut().enumerate() {
+        let term = term.as_table_mut().unwrap();
+        term.insert("alpha".into(), if i == 1 { 1.0 } else { 0.0 }.into());
+    }
+    let file = terms[1]["file"].as_str().unwrap().to_string();
+    std::fs::write(folder.join("one-hot.toml"), coefficients.to_string()).unwrap();
+    let args = ["merge", "run", "--coefficients", "one-hot.toml", "--out", "out.safetensors"];
+    succeed(folder, &args);
+    assert_eq!(bits(&out), bits(&run.join("trajectory").join(&file)));
+
+    succeed(folder, &[&args[..], &["--dtype", "bf16"]].concat());
+    let halves = SafeFile::open(&out).unwrap();
+    let exact = SafeFile::open(run.join("trajectory").join(&file)).unwrap();
+    for name in halves.names() {
+        let (half, exact) = (halves.tensor(&name).unwrap(), exact.tensor(&name).unwrap());
+        assert!(half.equal(&exact.to_kind(half.kind())) && half.kind() != Kind::Half, "{name}");
+    }
+    assert!(halves.names().iter().any(|n| halves.tensor(n).unwrap().kind() == Kind::BFloat16));
+
+    // Coefficients of another trajectory.
+    let other = coefficients.to_string().replacen("blake3 = \"", "blake3 = \"0", 1);
+    std::fs::write(folder.join("other.toml"), other).unwrap();
+    let message = refuse(folder, &["merge", "run", "--coefficients", "other.toml", "--out", "out2.safetensors"]);
+    assert!(message.contains("is not the checkpoint that these coefficients were found for"), "{message}");
+    assert!(!folder.join("out2.safetensors").exists());
+}
+
+fn samples_are_the_same_however_they_are_written(folder: &Path) {
+    let sample = |out: &str, more: &[&str]| {
+        let args = ["sample", "--weights", "run/merged.safetensors", "--seed", "3", "--out", out];
+        let said = succeed(folder, &[&args[..], more].concat());
+        assert!(said.contains(out) && said.contains("NFE"), "{said}");
+    };
+    let read = |name: &str| npz::<u8>(&folder.join(name), "arr_0");
+    sample("five.npz", &["--n", "5"]);
+    let (shape, five) = read("five.npz");
+    assert_eq!(shape, [5, 8, 8, 1]);
+    assert!(five.iter().min() < five.iter().max());
+    sample("chunks.npz", &["--n", "5", "--chunk", "2"]);
+    assert_eq!(read("chunks.npz"), (shape, five.clone()));
+    sample("three.npz", &["--n", "3"]);
+    assert_eq!(read("three.npz").1, five[..3 * 64]);
+    sample("euler.npz", &["--n", "5", "--sampler", "euler = { steps = 2 }"]);
+    assert_ne!(read("euler.npz").1, five);
+    sample("pictures/", &["--n", "5"]);
+    assert_eq!(files(&folder.join("pictures")).len(), 5);
+    for (i, expected) in five.chunks(64).enumerate() {
+        let picture = image::open(folder.join(format!("pictures/img{i:08}.png"))).unwrap();
+        assert_eq!(picture.to_luma8().as_raw(), expected);
+    }
+    sample("new/sheet.png", &["--n", "5"]);
+    let sheet = image::open(folder.join("new/sheet.png")).unwrap();
+    assert!(sheet.width() >= 3 * 8 && sheet.height() >= 2 * 8, "three columns, two rows");
+
+    let message = refuse(folder, &["sample", "--weights", "run/merged.safetensors", "--out", "x.gif"]);
+    assert!(message.contains("expected a name ending in .npz or .png, or a folder"), "{message}");
+    let args = ["sample", "--weights", "run/merged.safetensors", "--out", "x.npz", "--sampler", "huen = {}"];
+    let message = refuse(folder, &args);
+    assert!(message.contains("--sampler huen = {}") && message.contains("heun"), "{message}");
+}
+
+fn eval_measures(folder: &Path) {
+    let args = ["eval", "--weights", "run/merged.safetensors", "--n", "64", "--json", "eval.json"];
+    let said = succeed(folder, &args);
+    let found = json(&folder.join("eval.json"));
+    let results = found["results"].as_array().unwrap();
+    assert_eq!((found["n"].as_u64(), results.len()), (Some(64), 3));
+    for result in results {
+        let (fd, convention) = (result["fd"].as_f64().unwrap(), result["convention"].as_str().unwrap());
+        assert!(fd > 0.0 && said.contains(&format!("{fd:.4}")) && said.contains(convention), "{said}");
+    }
+    assert_eq!(succeed(folder, &[&args[..5], &["--chunk", "10", "--data", "digits"]].concat()), said);
+}
+
+fn settings_of_another_training_are_refused(folder: &Path) {
+    let before = files(&folder.join("run"));
+    for set in ["seed=1", "stage.0.nimg=640", "model.dropout=0.1", "stage.0.trajectory.every_nimg=64"] {
+        let message = refuse(folder, &small("run", "run", &[set]));
+        assert!(message.contains("training state of other settings") && message.contains("--out"), "{message}");
+    }
+    assert!(files(&folder.join("run")) == before, "a refused run changed the folder");
+    let message = refuse(folder, &["search", "run", "--set", "search.images=65"]);
+    assert!(message.contains("`config.images` was 64 and is 65") && message.contains("--name"), "{message}");
+    assert!(files(&folder.join("run")) == before, "a refused search changed the folder");
+    // Another search beside the first leaves the run's results alone.
+    succeed(folder, &["search", "run", "--name", "other", "--set", "search.images=65"]);
+    let mut after = files(&folder.join("run"));
+    after.retain(|name, _| !name.starts_with("search/other"));
+    assert!(after == before);
+    assert!(folder.join("run/search/other/merged.safetensors").is_file());
+}
+
+#[test]
+fn labels_go_with_samples_of_a_conditional_model() {
+    let temp = tempfile::tempdir().unwrap();
+    succeed(temp.path(), &small("train", "run", &["conditional=true", "stage.0.nimg=256"]));
+    let weights = "run/trajectory/ckpt-000000000256-raw.safetensors";
+    succeed(temp.path(), &["sample", "--weights", weights, "--n", "40", "--out", "x.npz"]);
+    let (shape, labels) = npz::<i64>(&temp.path().join("x.npz"), "arr_1");
+    assert_eq!(shape, [40]);
+    assert!(labels.iter().all(|l| (0..10).contains(l)) && labels.iter().min() < labels.iter().max());
+    assert_eq!(npz::<u8>(&temp.path().join("x.npz"), "arr_0").0, [40, 8, 8, 1]);
+}
+
+#[test]
+fn config_and_doctor_tell_what_there_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let shown = succeed(folder, &["config", "show", TINY, "--set", "stage.0.batch=64", "--set", "name=shown"]);
+    let table: toml::Table = shown.parse().unwrap();
+    assert_eq!(table["name"].as_str(), Some("shown"));
+    assert_eq!(table["stage"][0]["batch"].as_integer(), Some(64));
+    assert_eq!(table["model"]["num_blocks"].as_integer(), Some(1), "the preset is written out");
+    std::fs::write(folder.join("shown.toml"), &shown).unwrap();
+    assert_eq!(succeed(folder, &["config", "show", "shown.toml"]), shown);
+    assert!(succeed(folder, &["config", "check", "shown.toml"]).contains("no problems"));
+
+    let schema: Value = serde_json::from_str(&succeed(folder, &["config", "schema"])).unwrap();
+    assert!(schema["properties"]["stage"]["description"].is_string());
+    assert!(schema["$defs"]["SongUNetConfig"]["properties"]["preset"]["enum"].as_array().unwrap().len() >= 3);
+
+    let explained = succeed(folder, &["config", "explain", TINY]);
+    for word in ["parameters", "1280 images in 40 steps of 32", "gradient", "moments", "2 EMA tracks", "10 raw ones"] {
+        assert!(explained.contains(word), "{word}\n{explained}");
+    }
+    // 20 evaluations of 100 images at 5 NFE.
+    for word in ["disk", "W = 10 ×", "100 images an evaluation at 5 NFE", "10000 network evaluations"] {
+        assert!(explained.contains(word), "{word}\n{explained}");
+    }
+
+    let doctor = succeed(folder, &["doctor", TINY]);
+    for word in ["libtorch", "2.11.0", "CUDA", "threads    1\n", "memory", "disk", "for the checkpoints of"] {
+        assert!(doctor.contains(word), "{word}\n{doctor}");
+    }
+    assert!(succeed(folder, &["completions", "bash"]).contains("lcsc"));
+    assert!(files(folder).len() == 1, "asking leaves nothing behind");
+}
+
+#[test]
+fn what_cannot_be_begun_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let held = RunFolder::create(folder.join("held")).unwrap().lock().unwrap();
+    for args in [small("run", "held", &[]), small("train", "held", &[])] {
+        let message = refuse(folder, &args);
+        assert!(message.contains("held: another process works on this run"), "{message}");
+    }
+    drop(held);
+    for args in [&["search", "none"][..], &["merge", "none"]] {
+        let message = refuse(folder, args);
+        assert!(message.contains("none: there is no run in this folder") && message.contains("lcsc run"), "{message}");
+    }
+    let message = refuse(folder, &small("run", "run", &["stage.1.nimg=5"]));
+    assert!(message.contains("--set stage.1.nimg=5: `stage` has 1 elements"), "{message}");
+    let message = refuse(folder, &small("run", "run", &["stage.0.trajectory.disk_budget_gib=1e-6"]));
+    assert!(message.contains("disk_budget_gib allows") && message.contains("every_nimg larger"), "{message}");
+    assert!(lcsc_in(folder, &["sample", "--out", "x.npz"]).stderr.contains("--weights"));
+    let message = refuse(folder, &["sample", "--weights", "none.safetensors", "--out", "x.npz"]);
+    assert!(message.contains("none.safetensors"), "{message}");
+}
+
+/// A learning rate that ruins the weights in the first step, so that the second has no finite loss.
+const RUINOUS: &str = "stage.0.optimizer.adam.lr=1e30";
+
+#[test]
+fn a_run_that_is_not_finite_stops_and_keeps_the_last_good_state() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    for _ in 0..2 {
+        let message = refuse(folder, &small("run", "stop", &[RUINOUS]));
+        assert!(message.contains("stage `edm`, after 32 images: loss") && message.contains("not finite"), "{message}");
+        assert!(message.contains("lower the learning rate, set grad_clip"), "{message}");
+        let state = TrainingState::load(&RunFolder::open(folder.join("stop")).unwrap()).unwrap().unwrap();
+        assert_eq!(state.meta["nimg"], 32);
+        assert!(state.tensors["theta"].isfinite().all().int64_value(&[]) == 1);
+    }
+    // Where nothing becomes good again, `skip` stops in the end.
+    let message = refuse(folder, &small("train", "skip", &[RUINOUS, "stage.0.non_finite=skip", "stage.0.nimg=3520"]));
+    assert!(message.contains("more than 100 steps in a row were not finite"), "{message}");
+}
+
+#[test]
+fn skipped_and_mended_steps_are_counted_and_the_search_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    for policy in ["skip", "zero"] {
+        let set = format!("stage.0.non_finite={policy}");
+        let table = succeed(folder, &small("run", policy, &[RUINOUS, &set]));
+        let log = json_lines(&folder.join(policy).join("train.jsonl"));
+        let (first, last) = (&log[0], log.last().unwrap());
+        assert_eq!((&first["nimg"], &first["non_finite_steps"]), (&32.into(), &0.into()));
+        assert!(first["loss"].as_f64().is_some());
+        assert_eq!((&last["nimg"], &last["non_finite_steps"]), (&384.into(), &11.into()), "{policy}");
+        assert_eq!(last["loss"], Value::Null);
+        assert!(table.contains("LCSC"), "{table}");
+        let summary = json(&folder.join(policy).join("summary.json"));
+        assert_eq!(summary["models"].as_array().unwrap().len(), 4);
+    }
+}
