@@ -1,5 +1,4 @@
 //! What the end-to-end tests share: the `lcsc` binary, its runs, and the files that they leave.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};

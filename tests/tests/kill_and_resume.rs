@@ -87,7 +87,7 @@ fn assert_same(found: &Path, expected: &Path) {
     let [a, b] = [found, expected].map(|p| RunFolder::open(p.join("run")).unwrap());
     assert_eq!(without_times(&a.train_log()), without_times(&b.train_log()));
     assert_eq!(Manifest::read(&a).unwrap(), Manifest::read(&b).unwrap());
-    let [states, others] = [&a, &b].map(|run| TrainingState::load(run).unwrap().unwrap().tensors).into();
+    let [states, others] = [&a, &b].map(|run| TrainingState::load(run).unwrap().unwrap().tensors);
     assert_eq!(states.keys().collect::<Vec<_>>(), others.keys().collect::<Vec<_>>());
     for (name, tensor) in &states {
         assert!(tensor.equal(&others[name]), "`{name}` of the training state differs");

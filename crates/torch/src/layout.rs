@@ -174,8 +174,7 @@ impl ParamLayout {
         let pieces = theta.f_split_with_sizes(sizes, 0)?;
         let shaped = |&slot: &usize| pieces[slot].f_view(self.params[slot].shape.as_slice());
         let tensors = self.param_slot.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;
-        let buffer = |&slot: &usize| buffers[slot].f_to_kind(theta.kind());
-        let buffers = self.buffer_slot.iter().map(buffer).collect::<std::result::Result<Vec<_>, _>>()?;
+        let buffers = self.buffer_slot.iter().map(|&slot| buffers[slot].shallow_clone()).collect();
         Ok(Params { tensors, buffers })
     }
 }

@@ -89,7 +89,7 @@ impl Filter {
                 Resample::Down => x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None),
             };
         }
-        let taps = p[self.taps].tile([c, 1, 1, 1]);
+        let taps = p[self.taps].to_kind(x.kind()).tile([c, 1, 1, 1]);
         let none = None::<&Tensor>;
         match self.direction {
             Resample::Up => x.conv_transpose2d(&(taps * 4.0), none, [2, 2], [pad, pad], [0, 0], c, [1, 1]),
@@ -281,7 +281,7 @@ impl NoiseEmbedding {
                 let freqs = (exponents * -Self::MAX_POSITIONS.ln()).exp();
                 c_noise.outer(&freqs)
             }
-            Self::Fourier { freqs } => c_noise.outer(&(p[*freqs].to_kind(Kind::Float) * std::f64::consts::TAU)),
+            Self::Fourier { freqs } => c_noise.outer(&(&p[*freqs] * std::f64::consts::TAU)),
         };
         Tensor::cat(&[angles.sin(), angles.cos()], 1)
     }

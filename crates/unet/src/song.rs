@@ -303,6 +303,29 @@ mod tests {
     }
 
     #[test]
+    fn bf16_computes_the_same_up_to_its_precision() {
+        let config = SongUNetConfig {
+            embedding_type: Embedding::Fourier,
+            resample_filter: vec![1.0, 3.0, 3.0, 1.0],
+            attn_resolutions: vec![8],
+            ..SongUNetConfig::tiny()
+        };
+        let (net, layout) = SongUNet::new(&config, ImageShape { channels: 3, resolution: 8, label_dim: 0 });
+        let weights = layout.init(0, Device::Cpu).unwrap();
+        // Uniform weights instead of the initial ones: those of the last layer are nearly zero.
+        let theta = weights.theta.shallow_clone() + 0.02;
+        let x = latents(0, Stream::Noise, 0, 2, [3, 8, 8], Device::Cpu).unwrap();
+        let run = |kind| {
+            let params = layout.views(&theta.to_kind(kind), &weights.buffers).unwrap();
+            net.forward(&params, &x, &Tensor::from_slice(&[0.3f32, -1.0]), None, None, false)
+        };
+        let (exact, rough) = (run(Kind::Float), run(Kind::BFloat16));
+        assert_eq!(rough.kind(), Kind::Float);
+        let error = (&exact - &rough).norm().double_value(&[]) / exact.norm().double_value(&[]);
+        assert!(error > 0.0 && error < 0.05, "{error}");
+    }
+
+    #[test]
     fn dropout_masks_follow_the_seed_and_only_in_training() {
         let config = SongUNetConfig { dropout: 0.5, ..SongUNetConfig::tiny() };
         let (net, layout) = SongUNet::new(&config, ImageShape { channels: 1, resolution: 8, label_dim: 0 });
