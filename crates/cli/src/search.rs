@@ -20,6 +20,9 @@ use std::path::PathBuf;
 /// The search that `lcsc run` makes, and whose merged model is the run's.
 pub const DEFAULT_NAME: &str = "default";
 
+/// The log of a search, in its folder.
+pub const EVALUATIONS: &str = "evaluations.jsonl";
+
 /// `lcsc search`: a search of the checkpoints that a run has so far.
 pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let run = RunFolder::open(&args.run).into_diagnostic()?;
@@ -134,7 +137,7 @@ fn run(session: &Session, name: &str, suite: &Suite, material: &Material) -> Res
         &material.space(session, suite),
         &config.search,
         config.seed,
-        &folder.join("evaluations.jsonl"),
+        &folder.join(EVALUATIONS),
         &mut fitness,
         &|| session.signals.stop(),
         &mut progress,

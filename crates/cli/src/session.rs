@@ -2,6 +2,7 @@
 
 use crate::card::Card;
 use crate::config::{Config, Loaded};
+use crate::search::{DEFAULT_NAME, EVALUATIONS};
 use crate::ui;
 use lcsc_data::Dataset;
 use lcsc_metrics::{RealImages, Suite};
@@ -40,8 +41,12 @@ impl<'a> Session<'a> {
         Ok(Self { config, run, device, data, image, training_hash, card, signals, _lock: lock })
     }
 
-    /// Keeps the resolved config in the run folder.
+    /// Keeps the resolved config in the run folder. Once the run's search has begun it stays as it is: what was searched
+    /// must not be told otherwise, and the search itself refuses other settings.
     pub fn write_config(&self) -> Result<()> {
+        if self.run.search(DEFAULT_NAME).join(EVALUATIONS).exists() {
+            return Ok(());
+        }
         let text = self.config.to_toml().map_err(|e| Error::msg(e.to_string()))?;
         write_atomic(self.run.config_path(), text.as_bytes())
     }

@@ -3,6 +3,11 @@
 use lcsc_torch::{Context, Error, Result};
 use std::fs::{File, create_dir_all};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The folder of one run: everything that training, search and report leave behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,17 +56,22 @@ impl RunFolder {
     pub fn lock(&self) -> Result<RunLock> {
         let path = self.path.join(".lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
-        match fs4::FileExt::try_lock(&file) {
-            Ok(()) => {
-                remove_temporaries(&self.path)?;
-                Ok(RunLock { _file: file })
+        let asked = Instant::now();
+        loop {
+            match fs4::FileExt::try_lock(&file) {
+                Ok(()) => break,
+                // A killed process with gigabytes of memory takes a moment to be gone.
+                Err(fs4::TryLockError::WouldBlock) if asked.elapsed() < LOCK_PATIENCE => sleep(LOCK_PATIENCE / 10),
+                Err(fs4::TryLockError::WouldBlock) => {
+                    let message =
+                        "another process works on this run: wait for its end, or choose another folder (--out)";
+                    return Err(Error::file(&self.path, message));
+                }
+                Err(fs4::TryLockError::Error(e)) => return Err(e).at(&path),
             }
-            Err(fs4::TryLockError::WouldBlock) => {
-                let message = "another process works on this run: wait for its end, or choose another folder (--out)";
-                Err(Error::file(&self.path, message))
-            }
-            Err(fs4::TryLockError::Error(e)) => Err(e).at(&path),
         }
+        remove_temporaries(&self.path)?;
+        Ok(RunLock { _file: file })
     }
 
     /// The folder itself.
