@@ -203,8 +203,10 @@ fn settings_of_another_training_are_refused(folder: &Path) {
         assert!(message.contains("training state of other settings") && message.contains("--out"), "{message}");
     }
     assert!(files(&folder.join("run")) == before, "a refused run changed the folder");
-    let message = refuse(folder, &["search", "run", "--set", "search.images=65"]);
-    assert!(message.contains("`config.images` was 64 and is 65") && message.contains("--name"), "{message}");
+    for args in [vec!["search", "run", "--set", "search.images=65"], small("run", "run", &["search.images=65"])] {
+        let message = refuse(folder, &args);
+        assert!(message.contains("`config.images` was 64 and is 65") && message.contains("--name"), "{message}");
+    }
     assert!(files(&folder.join("run")) == before, "a refused search changed the folder");
     // Another search beside the first leaves the run's results alone.
     succeed(folder, &["search", "run", "--name", "other", "--set", "search.images=65"]);
