@@ -118,13 +118,16 @@ link_libraries() { # TORCH_FOLDER
 }
 
 prerequisites
+if [ "$(readlink -f "${LIBTORCH:-$OUT}")" = "$(readlink -f "$OUT")" ]; then unset LIBTORCH; fi
+# Unless LIBTORCH names another one, what is set up and whole stays.
+if [ -z "${LIBTORCH:-}" ] && ready "$(cat "$OUT/source" 2>/dev/null)"; then exit 0; fi
 source=pypi
-if [ -n "${LIBTORCH:-}" ] && [ "$(readlink -f "$LIBTORCH")" != "$(readlink -f "$OUT")" ]; then
+if [ -n "${LIBTORCH:-}" ]; then
   source=$(readlink -f "$LIBTORCH") || fail "LIBTORCH=$LIBTORCH does not exist"
   [ -e "$source/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH holds no lib/libtorch_cpu.so"
-elif [ $cuda = no ] && command -v python3 >/dev/null 2>&1; then
+elif command -v python3 >/dev/null 2>&1; then
   found=$(cd / && python3 -c 'import os, torch; v = torch.__version__.split("+")[0]; print(os.path.dirname(torch.__file__) if v == "'$VERSION'" else "")' 2>/dev/null || true)
-  if [ -n "$found" ]; then source=$found; fi
+  if [ -n "$found" ] && { [ $cuda = no ] || [ -e "$found/lib/libtorch_cuda.so" ]; }; then source=$found; fi
 fi
 
 ready "$source" && exit 0

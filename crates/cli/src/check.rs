@@ -88,7 +88,7 @@ fn warn_of_few_samples(search: &SearchConfig, problems: &mut Vec<Problem>) {
         ("selection_images", search.selection_images),
         ("report_images", search.report_images),
     ] {
-        if (2..FEATURES).contains(&n) {
+        if (2..=FEATURES).contains(&n) {
             let message = format!(
                 "{n} images for {FEATURES} features: their covariance has rank {}, so that distances are biased upward \
                  and noisy",

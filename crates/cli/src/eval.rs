@@ -7,7 +7,7 @@ use lcsc_torch::{Stream, catch, write_atomic};
 use miette::IntoDiagnostic;
 
 /// Samples, measures, prints.
-pub fn command(args: &EvalArgs, _: &ui::Signals) -> miette::Result<Ended> {
+pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
     if args.n < 2 {
         miette::bail!("--n {}: expected at least 2: a covariance is estimated from them", args.n);
     }

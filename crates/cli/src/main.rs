@@ -36,13 +36,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     ui::start_logging(args.quiet, args.verbose);
     lcsc_torch::install_panic_hook();
-    let signals = match ui::Signals::install() {
-        Ok(signals) => signals,
-        Err(e) => {
-            eprintln!("cannot listen to signals: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let signals = ui::Signals::default();
     match dispatch(args.command, &signals) {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Stopped) => {
@@ -62,8 +56,8 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Train(a) => run::train(&a, signals),
         Command::Search(a) => search::command(&a, signals),
         Command::Merge(a) => merge::command(&a),
-        Command::Sample(a) => sample::command(&a, signals),
-        Command::Eval(a) => eval::command(&a, signals),
+        Command::Sample(a) => sample::command(&a),
+        Command::Eval(a) => eval::command(&a),
         Command::Doctor { config } => doctor::command(config.as_deref()),
         Command::Config(command) => config_command(command),
         Command::Completions { shell } => {

@@ -30,6 +30,7 @@ pub fn train(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
 }
 
 fn open<'a>(args: &RunArgs, signals: &'a ui::Signals) -> miette::Result<Session<'a>> {
+    signals.listen()?;
     let loaded = config::load(&args.file.config, &args.file.set)?;
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&loaded.config.name));
     let run = RunFolder::create(out).into_diagnostic()?;

@@ -45,7 +45,7 @@ impl Output {
 }
 
 /// Samples and writes.
-pub fn command(args: &SampleArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     let output = Output::parse(&args.out)?;
     if args.n == 0 {
         miette::bail!("--n 0: expected at least 1");
@@ -55,13 +55,10 @@ pub fn command(args: &SampleArgs, signals: &ui::Signals) -> miette::Result<Ended
     let sampler = card::sampler(&card, args.sampler.as_deref())?;
     output.prepare().into_diagnostic()?;
     let bar = ui::bar(args.n, "images");
-    let sampled = catch("sampling", || {
+    let images = catch("sampling", || {
         let net = model.bind(&weights)?;
         let mut chunks = Vec::new();
         for first in (0..args.n).step_by(args.machine.chunk as usize) {
-            if signals.stop() {
-                return Ok(None);
-            }
             let n = args.machine.chunk.min(args.n - first) as usize;
             let images = generate(&net, &sampler, args.seed, Stream::SampleLatents, first, n, device)?.images;
             if images.isfinite().all().int64_value(&[]) == 0 {
@@ -70,11 +67,10 @@ pub fn command(args: &SampleArgs, signals: &ui::Signals) -> miette::Result<Ended
             chunks.push(to_u8(&images).f_to(Device::Cpu)?);
             bar.inc(n as u64);
         }
-        Ok(Some(Tensor::f_cat(&chunks, 0)?))
+        Ok(Tensor::f_cat(&chunks, 0)?)
     })
     .into_diagnostic()?;
     bar.finish_and_clear();
-    let Some(images) = sampled else { return Ok(Ended::Stopped) };
     let seed = derive_seed(args.seed, Stream::SampleLatents, 0);
     let classes = random_classes(seed, 0, args.n as usize, card.image.label_dim, Device::Cpu);
     write(&output, &images, classes.as_ref()).into_diagnostic()?;

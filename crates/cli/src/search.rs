@@ -25,6 +25,7 @@ pub const EVALUATIONS: &str = "evaluations.jsonl";
 
 /// `lcsc search`: a search of the checkpoints that a run has so far.
 pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+    signals.listen()?;
     let run = RunFolder::open(&args.run).into_diagnostic()?;
     let session = Session::open(config::load(&run.config_path(), &args.set)?, run, signals)?;
     let state = TrainingState::load(&session.run).into_diagnostic()?;

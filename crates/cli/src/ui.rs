@@ -1,6 +1,7 @@
 //! What people see while a command works, and the signals they send.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use miette::IntoDiagnostic;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -61,22 +62,22 @@ pub fn bar(total: u64, unit: &str) -> ProgressBar {
 }
 
 /// SIGINT and SIGTERM: the first asks to stop after saving, the second ends the process at once.
+#[derive(Default)]
 pub struct Signals {
     received: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    /// Listens to both signals.
-    pub fn install() -> std::io::Result<Self> {
-        let received = Arc::new(AtomicUsize::new(0));
+    /// Listens to both signals from now on: for commands that save what they did. Others end as usual.
+    pub fn listen(&self) -> miette::Result<()> {
         let armed = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // In this order: the first signal finds the flag unset, and sets it.
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, armed.clone())?;
-            signal_hook::flag::register(signal, armed.clone())?;
-            signal_hook::flag::register_usize(signal, received.clone(), signal as usize)?;
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, armed.clone()).into_diagnostic()?;
+            signal_hook::flag::register(signal, armed.clone()).into_diagnostic()?;
+            signal_hook::flag::register_usize(signal, self.received.clone(), signal as usize).into_diagnostic()?;
         }
-        Ok(Self { received })
+        Ok(())
     }
 
     /// Whether a signal asked to stop.

@@ -154,6 +154,9 @@ impl DeviceChoice {
     /// # Errors
     /// CUDA was asked for and is not there: with the loader's reason.
     pub fn resolve(self) -> Result<Device> {
+        if self == Self::Cpu {
+            return Ok(Device::Cpu);
+        }
         match (self, open_cuda()) {
             (Self::Cpu, _) => Ok(Device::Cpu),
             (Self::Auto, CudaStatus::Available { .. }) => Ok(Device::Cuda(0)),

@@ -46,13 +46,16 @@ pub struct StageConfig {
     /// Checkpoints kept along the way; by default those of the last step alone.
     #[serde(default)]
     pub trajectory: Option<TrajectoryConfig>,
-    /// Images between two lines of the log; by default a fiftieth of the stage.
+    /// Images between two lines of the log; by default a fiftieth of the stage, at most 50,000.
     #[serde(default)]
     pub tick_nimg: Option<u64>,
-    /// Minutes after which the training state is saved at the next tick. It is saved at the end and on a signal, too.
+    /// Minutes after which the training state is saved. It is saved at the end and on a signal, too.
     #[serde(default = "default_state_minutes")]
     pub state_minutes: f64,
 }
+
+/// Images between two lines of the log of a long stage.
+const MOST_TICK: u64 = 50_000;
 
 fn default_state_minutes() -> f64 {
     5.0
@@ -60,7 +63,7 @@ fn default_state_minutes() -> f64 {
 
 /// The weights a stage begins with: one of the two.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Start {
     /// A track at the end of an earlier stage.
     Stage {
@@ -118,7 +121,7 @@ impl StageConfig {
 
     /// Images between two lines of the log.
     pub fn tick(&self) -> u64 {
-        self.tick_nimg.unwrap_or(self.nimg / 50).max(self.batch)
+        self.tick_nimg.unwrap_or((self.nimg / 50).min(MOST_TICK)).max(self.batch)
     }
 
     /// Everything about the stage itself that cannot work.

@@ -11,7 +11,7 @@ use lcsc_torch::{
     set_cpu_threads, write_atomic,
 };
 use lcsc_trajectory::{Checkpoint, JsonLines, Manifest, RunFolder, TrainingState, Writer};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// After so many bad steps in a row the policy `skip` stops, too: the weights themselves are ruined.
 const MOST_SKIPPED: u64 = 100;
@@ -94,7 +94,6 @@ impl<'a> Trainer<'a> {
     /// The state does not fit the stage, the run folder cannot be written, or the device has no room.
     pub fn resume(context: StageContext<'a>, state: &TrainingState) -> Result<Self> {
         let progress = read_progress(state, context.config_hash)?;
-        restore_threads(progress.threads);
         let device = context.device;
         let tensor = |name: &str| {
             let found = state.tensors.get(name);
@@ -113,12 +112,14 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// How far a saved state got: what was trained, the last entry being the stage that it is of.
+    /// How far a saved state got: what was trained, the last entry being the stage that it is of. What follows uses the
+    /// number of CPU threads that it was trained with.
     ///
     /// # Errors
     /// The state is of other settings than `config_hash`.
     pub fn position(state: &TrainingState, config_hash: &str) -> Result<Vec<StageRecord>> {
         let progress = read_progress(state, config_hash)?;
+        restore_threads(progress.threads);
         let last = StageRecord { name: progress.stage, nimg: progress.nimg, seconds: progress.seconds };
         Ok(progress.finished.into_iter().chain([last]).collect())
     }
@@ -196,6 +197,9 @@ impl<'a> Trainer<'a> {
             self.save_checkpoints(before)?;
             if before / stage.tick() != after / stage.tick() || after == end {
                 self.tick(lr, bar)?;
+            }
+            if self.state_saved.elapsed().as_secs_f64() >= 60.0 * stage.state_minutes {
+                self.save_state()?;
             }
         }
         if self.progress.nimg == end {
@@ -294,7 +298,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Logs the means since the last tick, and saves the state when it is old.
+    /// Logs the means since the last tick.
     fn tick(&mut self, lr: f64, bar: &ProgressBar) -> Result<()> {
         let stage = self.context.stage;
         let sums = std::mem::take(&mut self.progress.sums);
@@ -321,9 +325,6 @@ impl<'a> Trainer<'a> {
             tracing::info!("{name}: {nimg}/{end} images, loss {loss}, {rate:.0} img/s, {left:.0} s left");
         }
         self.log.append(&tick)?;
-        if self.state_saved.elapsed() >= Duration::from_secs_f64(60.0 * stage.state_minutes) {
-            self.save_state()?;
-        }
         Ok(())
     }
 
