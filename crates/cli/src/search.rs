@@ -180,14 +180,7 @@ impl Finish<'_> {
     }
 
     fn weights(&self, row: &Row) -> Result<Weights> {
-        match &row.model {
-            lcsc_search::Model::Coefficients(alpha) => self.material.window.weights(alpha.as_slice()),
-            lcsc_search::Model::Track(name) => {
-                let weights = self.material.tracks.get(name);
-                let weights = weights.ok_or_else(|| Error::msg(format!("the run has no track `{name}`")))?;
-                Ok(weights.with_theta(weights.theta.shallow_clone()))
-            }
-        }
+        lcsc_search::candidate_weights(&row.model, &self.material.window, &self.material.tracks)
     }
 
     fn coefficients(&self, row: &Row) -> Coefficients {

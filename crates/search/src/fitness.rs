@@ -29,25 +29,23 @@ pub struct SampledFitness<'a> {
     pub device: Device,
 }
 
-impl SampledFitness<'_> {
-    /// The weights of a candidate.
-    ///
-    /// # Errors
-    /// A checkpoint cannot be read, or the track is not recorded.
-    pub fn weights(&self, model: &Model) -> Result<Weights> {
-        match model {
-            Model::Coefficients(alpha) => self.window.weights(alpha.as_slice()),
-            Model::Track(name) => match self.tracks.get(name) {
-                Some(weights) => Ok(weights.with_theta(weights.theta.shallow_clone())),
-                None => bail!("the run has recorded no track `{name}`"),
-            },
-        }
+/// The weights of a candidate: merged from `window`, or one of the recorded `tracks`.
+///
+/// # Errors
+/// A checkpoint cannot be read, or the track is not recorded.
+pub fn candidate_weights(model: &Model, window: &Window, tracks: &BTreeMap<String, Weights>) -> Result<Weights> {
+    match model {
+        Model::Coefficients(alpha) => window.weights(alpha.as_slice()),
+        Model::Track(name) => match tracks.get(name) {
+            Some(weights) => Ok(weights.with_theta(weights.theta.shallow_clone())),
+            None => bail!("the run has recorded no track `{name}`"),
+        },
     }
 }
 
 impl Fitness for SampledFitness<'_> {
     fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
-        let weights = self.weights(model)?;
+        let weights = candidate_weights(model, self.window, self.tracks)?;
         let net = self.model.bind(&weights)?;
         let Suite { primary, independent, pixels } = self.suite;
         let distances = |scorers: &[&Scorer], seed, stream, n| {

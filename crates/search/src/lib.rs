@@ -24,7 +24,7 @@ pub use coefficients::Coefficients;
 pub use config::{Budget, EvolutionConfig, MethodConfig, SearchConfig};
 pub use driver::run;
 pub use evolution::{Evolution, Member};
-pub use fitness::{LatentSet, SampledFitness, sampled_distances};
+pub use fitness::{LatentSet, SampledFitness, candidate_weights, sampled_distances};
 pub use log::{Evaluation, Header, Phase, Record};
 pub use outcome::{Label, Outcome, Row};
 pub use score::{Fitness, Latents, Scores};
