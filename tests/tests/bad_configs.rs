@@ -113,6 +113,7 @@ images = 30
 report_images = 1
 finalists = 0
 budget = { seconds = -1.0 }
+memory_gib = nan
 "#,
             &[],
         ),

@@ -53,7 +53,10 @@ report_images = 64
 report_seeds = 2
 finalists = 2
 chunk = 64
+method = ["evolution", "gradient"]
 budget = { evaluations = 20 }
+gradient = { images = 64 }
+finetune = { images = 64 }
 "#;
 
 const RUN: [&str; 4] = ["run", "config.toml", "--out", "run"];
@@ -183,8 +186,8 @@ fn a_killed_run_ends_like_an_uninterrupted_one() {
     assert_same(killed.path(), reference.path());
 
     // A search alone, of the same checkpoints.
-    let args =
-        ["search", "run", "--name", "other", "--set", "search.budget.evaluations=30", "--set", "search.images=70"];
+    let method = r#"search.method=["cma-es", "finetune"]"#;
+    let args = ["search", "run", "--name", "other", "--set", "search.budget.evaluations=30", "--set", method];
     succeed(reference.path(), &args);
     let log = run.join("search/other/evaluations.jsonl");
     let kills = [10, 30, 50, 70]

@@ -43,7 +43,8 @@ selection_images = 400
 report_images = 500
 report_seeds = 2
 finalists = 3
-budget = { evaluations = 120 }
+budget = { evaluations = 60 }
+gradient = { images = 200 }
 "#;
 
 #[test]
@@ -60,9 +61,12 @@ fn the_search_finds_a_better_model_than_training_ends_with() {
         assert!(models.iter().all(|m| m[key].as_f64().is_some_and(f64::is_finite)), "{key}\n{table}");
     }
     let fd = |label: &str, key: &str| models.iter().find(|m| m["label"] == label).unwrap()[key].as_f64().unwrap();
-    // Over three seeds LCSC had 0.58 to 0.79 of the last model's distance.
-    assert!(fd("lcsc", "fd_heldout") < 0.9 * fd("last", "fd_heldout"), "{table}");
-    assert!(fd("lcsc", "fd_search") < fd("ema", "fd_search"), "{table}");
+    for (key, share) in [("fd_search", 0.8), ("fd_heldout", 0.8), ("fd_independent", 0.9)] {
+        assert!(
+            fd("lcsc", key) < share * fd("last", key) && fd("lcsc", key) < share * fd("ema", key),
+            "{key}\n{table}"
+        );
+    }
 
     // On the selection latents nothing is better than LCSC, and it is what was merged.
     let records = JsonLines::<Record>::read(folder.join("run/search/default/evaluations.jsonl")).unwrap();
@@ -74,19 +78,21 @@ fn the_search_finds_a_better_model_than_training_ends_with() {
     assert!(averages.map(|e| e.scores.fd).all(|fd| best.scores.fd < fd));
     let merged = std::fs::read_to_string(folder.join("run/search/default/coefficients.toml")).unwrap();
     let merged: Value = toml::from_str(&merged).unwrap();
-    let alpha: Vec<f64> =
-        merged["checkpoint"].as_array().unwrap().iter().map(|c| c["alpha"].as_f64().unwrap()).collect();
     let Model::Coefficients(coefficients) = &best.candidate.model else { panic!("{best:?}") };
-    assert_eq!(coefficients.as_slice(), alpha);
+    assert_eq!(merged["groups"].as_array().unwrap().len(), 6);
+    for (k, checkpoint) in merged["checkpoint"].as_array().unwrap().iter().enumerate() {
+        let alpha: Vec<f64> = checkpoint["alpha"].as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).collect();
+        assert_eq!(coefficients.rows().iter().map(|row| row[k]).collect::<Vec<_>>(), alpha);
+    }
 }
 
 fn selection(record: &Record) -> Option<&Evaluation> {
     match record {
         Record::Evaluation(evaluation) if evaluation.phase == Phase::Selection => Some(evaluation),
-        Record::Evaluation(_) | Record::Header(_) => None,
+        Record::Evaluation(_) | Record::Header(_) | Record::Claim(_) => None,
     }
 }
 
 fn is_searched(evaluation: &Evaluation) -> bool {
-    matches!(evaluation.candidate.origin, Origin::Mutation { .. } | Origin::Crossover { .. })
+    matches!(evaluation.candidate.origin, Origin::Gradient { .. })
 }

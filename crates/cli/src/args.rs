@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::search::Compared;
 use clap::{Parser, Subcommand};
 use lcsc_torch::{DeviceChoice, StorageDtype};
 use std::path::PathBuf;
@@ -79,15 +80,52 @@ pub struct RunArgs {
 }
 
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("study").args(["compare", "nfe", "prefix", "worker"]))]
 pub struct SearchArgs {
     /// Run folder.
     pub run: PathBuf,
-    /// Name of the search, a folder below `search/`.
-    #[arg(long, default_value = crate::search::DEFAULT_NAME)]
-    pub name: String,
-    /// Override a value of the run's config, such as `search.budget.seconds=60`.
+    /// Name of the search, a folder below `search/` (default: `default`; of a study its kind, such as `compare`).
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Override a value of the run's config, such as `search.budget.evaluations=400`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// The whole budget of a search, in place of the config's.
+    #[arg(long)]
+    pub seconds: Option<f64>,
+    /// Share the search with other processes that are started with the same command, also on other machines.
+    #[arg(long)]
+    pub worker: bool,
+    /// Search by each of these methods and compare them: `ema-grid,evolution,cma-es,gradient,finetune`; with groups of
+    /// their own `gradient:one,gradient:levels`.
+    #[arg(long, value_delimiter = ',', value_name = "METHOD,…")]
+    pub compare: Vec<Compared>,
+    /// Search one set of coefficients for each of these numbers of network evaluations an image.
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub nfe: Vec<usize>,
+    /// Search the checkpoints of these fractions of the training, and tell at which LCSC reaches the best EMA of the
+    /// whole.
+    #[arg(long, value_delimiter = ',', value_name = "FRACTION,…", value_parser = parse_fraction)]
+    pub prefix: Vec<f64>,
+    /// Also write the table of a study as JSON.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+impl SearchArgs {
+    /// The name of the study that is asked for, if it is one.
+    pub fn study_name(&self) -> Option<&'static str> {
+        match (self.compare.is_empty(), self.nfe.is_empty(), self.prefix.is_empty()) {
+            (false, _, _) => Some("compare"),
+            (_, false, _) => Some("nfe"),
+            (_, _, false) => Some("prefix"),
+            (true, true, true) => None,
+        }
+    }
+}
+
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|f| *f > 0.0 && *f <= 1.0).ok_or_else(|| format!("`{text}` is no fraction in (0, 1]"))
 }
 
 #[derive(clap::Args)]
@@ -175,6 +213,7 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
+        assert!(parse_fraction("0.05").is_ok() && parse_fraction("1.5").is_err() && parse_fraction("nan").is_err());
         assert!(parse_dtype("bf16").is_ok() && parse_dtype("f64").unwrap_err().contains("f16"));
     }
 }

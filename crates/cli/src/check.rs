@@ -4,7 +4,7 @@ use crate::config::{self, Config};
 use crate::problems::Problem;
 use lcsc_data::{DataConfig, DataInfo};
 use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
-use lcsc_search::SearchConfig;
+use lcsc_search::{SearchConfig, When};
 use lcsc_torch::Invalid;
 use lcsc_train::{StageConfig, Start};
 use lcsc_trajectory::EmaConfig;
@@ -74,6 +74,23 @@ pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Optio
             problems.push(Problem::error("data.source", e.to_string()));
             None
         }
+    }
+}
+
+/// Numbers that are none: TOML has `nan` and `inf`, no setting has a use for them.
+pub fn check_finite(value: &Value, path: &str, problems: &mut Vec<Problem>) {
+    match value {
+        Value::Float(number) if !number.is_finite() => {
+            problems.push(Problem::error(path, format!("is {number}, expected a finite number")));
+        }
+        Value::Array(values) => {
+            values.iter().enumerate().for_each(|(i, v)| check_finite(v, &format!("{path}[{i}]"), problems));
+        }
+        Value::Table(table) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            table.iter().for_each(|(key, v)| check_finite(v, &format!("{path}{dot}{key}"), problems));
+        }
+        Value::String(_) | Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => {}
     }
 }
 
@@ -178,14 +195,15 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
         return;
     };
     let i = config.stage.iter().position(|s| s.name == stage.name).unwrap_or_default();
-    let checkpoints = window_size(stage, search.window);
+    check_method(search, stage, problems);
+    let checkpoints = saved(stage, search).base;
     if stage.batch > 0 && checkpoints < 2 {
         let message = format!(
-            "stage `{}` keeps {checkpoints} checkpoint of its raw weights for the search, expected at least 2",
+            "stage `{}` keeps {checkpoints} checkpoint of a track for the search, expected at least 2",
             stage.name
         );
-        let help = "set trajectory.every_nimg to a fraction of the stage's nimg, tracks with \"raw\", and a wider \
-                    search.window";
+        let help = "set trajectory.every_nimg to a fraction of the stage's nimg, trajectory.tracks with those of \
+                    search.tracks, and a wider search.window";
         problems.push(Problem::error(format!("stage[{i}].trajectory"), message).help(help));
     }
     let consistent = matches!(stage.objective, ObjectiveConfig::Ect(_));
@@ -200,10 +218,51 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
-/// How many checkpoints of the raw weights the search will find.
-pub fn window_size(stage: &StageConfig, window: Option<u64>) -> u64 {
+fn check_method(search: &SearchConfig, stage: &StageConfig, problems: &mut Vec<Problem>) {
+    for (i, method) in search.method.iter().enumerate() {
+        if search.method[..i].contains(method) {
+            let message = format!("`{}` is named twice", method.name());
+            problems.push(Problem::error(format!("search.method[{i}]"), message));
+        }
+    }
+    let tracks = stage.tracks();
+    for (i, track) in search.tracks.iter().enumerate().filter(|(_, t)| *t != "all" && !tracks.contains(t)) {
+        let message = format!("stage `{}` has no track `{track}`; it has: {}", stage.name, tracks.join(", "));
+        problems.push(Problem::error(format!("search.tracks[{i}]"), message));
+    }
+    let every = search.during.every_nimg;
+    if search.when == When::During && every >= stage.images() {
+        let message = format!(
+            "is {every}, but stage `{}` trains {} images: nothing would be searched",
+            stage.name,
+            stage.images()
+        );
+        problems.push(Problem::error("search.during.every_nimg", message));
+    }
+}
+
+/// How many saved weights a search will find.
+pub struct SavedWeights {
+    /// Of its last track, which EMA profiles are over: the raw one where it is asked for.
+    pub base: u64,
+    /// Of all its tracks: K.
+    pub all: u64,
+}
+
+/// The saved weights in the window of a search.
+pub fn saved(stage: &StageConfig, search: &SearchConfig) -> SavedWeights {
+    let asked = |track: &str| search.tracks.iter().any(|t| t == track || t == "all");
+    let mut tracks: Vec<String> = stage.tracks().into_iter().filter(|t| asked(t)).collect();
+    tracks.sort_by_key(|track| (track == "raw", track.clone()));
+    let most = search.checkpoints.map_or(u64::MAX, |most| most as u64);
+    let counts: Vec<u64> = tracks.iter().map(|track| window_size(stage, track, search.window).min(most)).collect();
+    SavedWeights { base: counts.last().copied().unwrap_or(0), all: counts.iter().sum() }
+}
+
+/// How many checkpoints of a track are in the window.
+fn window_size(stage: &StageConfig, track: &str, window: Option<u64>) -> u64 {
     let (trajectory, end) = (stage.trajectory(), stage.images());
-    if stage.batch == 0 || !trajectory.keeps("raw") {
+    if stage.batch == 0 || !trajectory.keeps(track) {
         return u64::from(stage.batch > 0);
     }
     let first = window.map_or(0, |w| end.saturating_sub(w));

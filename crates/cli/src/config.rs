@@ -8,8 +8,9 @@ use lcsc_data::{DataConfig, DataInfo};
 use lcsc_diffusion::{Model, SIGMA_DATA, SamplerConfig};
 use lcsc_metrics::MetricConfig;
 use lcsc_search::SearchConfig;
-use lcsc_torch::{DeviceChoice, Precision};
+use lcsc_torch::{Device, DeviceChoice, Precision};
 use lcsc_train::StageConfig;
+use lcsc_trajectory::Memory;
 use lcsc_unet::{ImageShape, SongUNetConfig};
 use miette::IntoDiagnostic;
 use schemars::JsonSchema;
@@ -85,6 +86,12 @@ impl Config {
         Model::new(&network, image, SIGMA_DATA, self.precision)
     }
 
+    /// Memory for the checkpoints that a search combines.
+    pub fn memory(&self, device: Device) -> Memory {
+        let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+        Memory { device, device_bytes: bytes(self.search.memory_gib), host_bytes: bytes(self.search.host_memory_gib) }
+    }
+
     /// The stage whose checkpoints are combined.
     pub fn searched_stage(&self) -> Option<&StageConfig> {
         match &self.search.stage {
@@ -133,6 +140,7 @@ pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
     let mut problems: Vec<Problem> = apply_preset(document).into_iter().collect();
     let (config, found) = read_config::<Config>(document);
     problems.extend(found);
+    check::check_finite(document.value(), "", &mut problems);
     let sections = config.as_ref().map_or_else(|| document.value().into(), Sections::from);
     let data = check::check_sections(&sections, &mut problems);
     config.iter().for_each(|c| check::check_whole(c, &mut problems));

@@ -1,8 +1,12 @@
 //! `lcsc config explain`: what a run will take.
 
-use crate::check::window_size;
-use crate::config::Loaded;
+use crate::check::saved;
+use crate::config::{Config, Loaded};
 use crate::train::checkpoint_bytes;
+use lcsc_search::{Budget, MethodName, SearchConfig};
+use lcsc_train::StageConfig;
+use lcsc_trajectory::Placement;
+use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
 use std::fmt::Write;
 
@@ -22,7 +26,7 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
             o,
             "stage      {}: {p} parameters, {} images in {steps} steps of {} (rounds of {})\n           \
              memory: weights {}, gradient {}, moments {}, {tracks} EMA tracks {} (activations come on top)\n           \
-             trajectory: {kept} checkpoints, {} raw ones in the search window",
+             trajectory: {kept} checkpoints, {} in the search window",
             stage.name,
             stage.images(),
             stage.batch,
@@ -31,40 +35,71 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
             size(vector),
             size(2 * vector),
             size(tracks * vector),
-            window_size(stage, config.search.window),
+            saved(stage, &config.search).all,
         )
         .into_diagnostic()?;
     }
     writeln!(o, "disk       checkpoints {}", size(checkpoint_bytes(config, image))).into_diagnostic()?;
     let Some(stage) = config.searched_stage() else { return Ok(out) };
+    out.push_str(&search(config, stage, image)?);
+    Ok(out)
+}
+
+/// What the search will take.
+fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Result<String> {
     let search = &config.search;
-    let p = config.model(stage, image).layout.numel() as u64;
-    let k = window_size(stage, search.window);
-    let w = 4 * k * p;
-    let fits = w as f64 <= search.memory_gib * f64::from(1 << 30);
-    let place = if fits { "held in memory" } else { "read from the files, a row at a time" };
+    let model = config.model(stage, image);
+    let (p, k) = (model.layout.numel() as u64, saved(stage, search).all);
+    let dtype = stage.trajectory().dtype;
+    // The last of each track is exact.
+    let w = p * (k * dtype.bytes());
+    let device = config.device.resolve().into_diagnostic()?;
+    let memory = config.memory(device);
+    let place = Placement::of(w, memory);
+    let groups = lcsc_search::partition(&lcsc_search::groups_of(search), &model.layout).into_diagnostic()?;
+    let methods: Vec<&str> = search.method.iter().map(|m| m.name()).collect();
     let nfe = config.sampler.nfe() as u64;
-    writeln!(o, "search     W = {k} × {p} f32: {}, {place} (search.memory_gib = {})", size(w), search.memory_gib)
+    let mut out = String::new();
+    let o = &mut out;
+    writeln!(
+        o,
+        "search     {} over W = {k} × {p} {dtype:?}: {}, {place} (search.memory_gib = {})",
+        methods.join(", "),
+        size(w),
+        search.memory_gib
+    )
+    .into_diagnostic()?;
+    writeln!(o, "           {} groups of parameters: {}", groups.len(), groups.names().join(", ")).into_diagnostic()?;
+    writeln!(o, "           {} images an evaluation at {nfe} NFE; budget {}", search.images, budget(search, nfe))
         .into_diagnostic()?;
-    let budget = match (search.budget.evaluations, search.budget.seconds) {
-        (Some(n), None) => {
-            format!("{n} evaluations, {} network evaluations of an image in all", n * search.images * nfe)
-        }
-        (None, Some(s)) => format!("{s} s"),
-        (Some(n), Some(s)) => format!("{n} evaluations or {s} s"),
-        (None, None) => "none".into(),
-    };
-    writeln!(o, "           {} images an evaluation at {nfe} NFE; budget {budget}", search.images).into_diagnostic()?;
     writeln!(
         o,
         "           selection {} images × up to {} finalists; report {} images × {} seeds × 4 models",
         search.selection_images,
-        3 * search.finalists + 2,
+        (2 + search.searching().len().max(1)) * search.finalists,
         search.report_images,
         search.report_seeds
     )
     .into_diagnostic()?;
     Ok(out)
+}
+
+/// The limits of a search, and what they mean in network evaluations.
+fn budget(search: &SearchConfig, nfe: u64) -> String {
+    let Budget { evaluations, seconds, images, patience } = search.budget;
+    // A step along a gradient samples twice, once with a graph.
+    let an_evaluation = match search.searching().contains(&MethodName::Gradient) {
+        true => 2 * search.gradient.images,
+        false => search.images,
+    };
+    let limits = [
+        evaluations
+            .map(|n| format!("{n} evaluations (about {} network evaluations of an image)", n * an_evaluation * nfe)),
+        seconds.map(|s| format!("{s} s")),
+        images.map(|n| format!("{n} images")),
+        patience.map(|n| format!("{n} evaluations without improvement")),
+    ];
+    limits.into_iter().flatten().collect::<Vec<_>>().join(" or ")
 }
 
 /// Bytes for people.

@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod doctor;
 mod document;
+mod during;
 mod eval;
 mod explain;
 mod merge;

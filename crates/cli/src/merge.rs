@@ -5,10 +5,11 @@ use crate::card::Card;
 use crate::search::DEFAULT_NAME;
 use crate::{Ended, ui};
 use lcsc_diffusion::Model;
+use lcsc_search::Groups;
 use lcsc_torch::{
     Context, Device, Error, Result, SafeFile, StorageDtype, Weights, bail, pack_weights, serialize, write_atomic,
 };
-use lcsc_trajectory::{Checkpoint, METADATA, Manifest, RunFolder, Window};
+use lcsc_trajectory::{Checkpoint, METADATA, Manifest, Memory, RunFolder, Window};
 use miette::IntoDiagnostic;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -29,17 +30,22 @@ pub struct Coefficients {
     pub images: u64,
     /// Fréchet distance on latents that the search never saw.
     pub fd_heldout: f64,
-    /// The checkpoints and their coefficients, which sum to one.
+    /// Network evaluations an image that they were found for.
+    pub nfe: usize,
+    /// Which parameters share coefficients, and the names of the groups.
+    pub space: Groups,
+    pub groups: Vec<String>,
+    /// The checkpoints and their coefficients, which sum to one in each group.
     pub checkpoint: Vec<Coefficient>,
 }
 
-/// One term α·θ.
+/// One term α·θ, with a coefficient for each group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Coefficient {
     pub file: String,
     pub nimg: u64,
     pub blake3: String,
-    pub alpha: f64,
+    pub alpha: Vec<f64>,
 }
 
 impl Coefficients {
@@ -52,6 +58,16 @@ impl Coefficients {
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).at(path)?;
         toml::from_str(&text).map_err(|e| Error::file(path, format!("is no coefficients file: {}", e.message())))
+    }
+
+    /// α [G][K].
+    fn rows(&self, path: &Path) -> Result<Vec<Vec<f64>>> {
+        let g = self.groups.len();
+        if let Some(term) = self.checkpoint.iter().find(|c| c.alpha.len() != g) {
+            let message = format!("`{}` has {} coefficients, expected {g}, one a group", term.file, term.alpha.len());
+            return Err(Error::file(path, message));
+        }
+        Ok((0..g).map(|g| self.checkpoint.iter().map(|c| c.alpha[g]).collect()).collect())
     }
 
     /// The checkpoints of a run that are meant, each the very file that was searched.
@@ -83,10 +99,12 @@ pub fn command(args: &MergeArgs) -> miette::Result<Ended> {
         let card: Card = serde_json::from_str(card.metadata(METADATA)?)
             .map_err(|e| Error::file(&path, format!("metadata entry `{METADATA}`: {e}")))?;
         let model = card.model();
-        // One row after the other: merging once is not worth the memory of all.
-        let window = Window::load(&run, &checkpoints, &model.layout, Device::Cpu, 0)?;
-        let alpha: Vec<f64> = coefficients.checkpoint.iter().map(|c| c.alpha).collect();
-        write(&out, &card, &model, &window.weights(&alpha)?, &coefficients, args.dtype)
+        // From mapped files: merging once is not worth the memory of all.
+        let memory = Memory { device: Device::Cpu, device_bytes: 0, host_bytes: 0 };
+        let window = Window::load(&run, &checkpoints, &model.layout, memory)?;
+        let partition = lcsc_search::partition(&coefficients.space, &model.layout)?;
+        let weights = window.weights(&partition, &coefficients.rows(&source)?)?;
+        write(&out, &card, &model, &weights, &coefficients, args.dtype)
     };
     lcsc_torch::catch("merging", merge).into_diagnostic()?;
     ui::say!("merged model: {}", out.display());

@@ -4,6 +4,7 @@ use crate::args::RunArgs;
 use crate::config;
 use crate::session::Session;
 use crate::{Ended, search, train, ui};
+use lcsc_search::When;
 use lcsc_trajectory::RunFolder;
 use miette::IntoDiagnostic;
 use std::path::Path;
@@ -12,7 +13,10 @@ use std::path::Path;
 pub fn run(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let session = open(args, signals)?;
     match train::train(&session)? {
-        Some(stages) => search::search(&session, search::DEFAULT_NAME, stages),
+        Some(stages) if session.config.search.when != When::Off => {
+            search::search(&session, search::DEFAULT_NAME, stages, false)
+        }
+        Some(_) => Ok(trained(&session)),
         None => Ok(Ended::Stopped),
     }
 }
@@ -21,12 +25,14 @@ pub fn run(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
 pub fn train(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let session = open(args, signals)?;
     Ok(match train::train(&session)? {
-        Some(_) => {
-            ui::say!("trained: {}", session.run.path().display());
-            Ended::Done
-        }
+        Some(_) => trained(&session),
         None => Ended::Stopped,
     })
+}
+
+fn trained(session: &Session) -> Ended {
+    ui::say!("trained: {}", session.run.path().display());
+    Ended::Done
 }
 
 fn open<'a>(args: &RunArgs, signals: &'a ui::Signals) -> miette::Result<Session<'a>> {
@@ -34,5 +40,5 @@ fn open<'a>(args: &RunArgs, signals: &'a ui::Signals) -> miette::Result<Session<
     let loaded = config::load(&args.file.config, &args.file.set)?;
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&loaded.config.name));
     let run = RunFolder::create(out).into_diagnostic()?;
-    Session::open(loaded, run, signals)
+    Session::open(loaded, run, signals, false)
 }

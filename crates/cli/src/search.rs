@@ -1,20 +1,26 @@
-//! LCSC on the checkpoints of a run: coefficients, merged model, table, pictures.
+//! LCSC on the checkpoints of a run.
+
+mod material;
+mod remembered;
+mod results;
+mod studies;
+
+pub use material::Material;
+pub use results::Results;
+pub use studies::Compared;
 
 use crate::args::SearchArgs;
-use crate::config;
-use crate::merge::{self, Coefficient, Coefficients};
-use crate::pictures;
+use crate::config::{self, Config};
 use crate::session::Session;
-use crate::{Ended, ui};
-use lcsc_diffusion::Model;
+use crate::{Ended, during, train, ui};
+use lcsc_diffusion::SamplerConfig;
 use lcsc_metrics::Suite;
-use lcsc_report::{ModelLabel, Summary};
-use lcsc_search::{Label, Outcome, Row, SampledFitness, SearchSpace};
-use lcsc_torch::{Error, Result, Weights, catch};
-use lcsc_train::{StageConfig, StageRecord, Trainer};
-use lcsc_trajectory::{Checkpoint, Manifest, RunFolder, TrainingState, Window};
+use lcsc_search::{Budget, Coefficients, Fitness, Outcome, Run, SampledFitness, SearchConfig, When, Worker};
+use lcsc_torch::{Context, Result, catch};
+use lcsc_train::{StageRecord, Trainer};
+use lcsc_trajectory::{RunFolder, TrainingState};
 use miette::IntoDiagnostic;
-use std::collections::BTreeMap;
+use remembered::Remembered;
 use std::path::PathBuf;
 
 /// The search that `lcsc run` makes, and whose merged model is the run's.
@@ -23,247 +29,134 @@ pub const DEFAULT_NAME: &str = "default";
 /// The log of a search, in its folder.
 pub const EVALUATIONS: &str = "evaluations.jsonl";
 
-/// `lcsc search`: a search of the checkpoints that a run has so far.
+/// `lcsc search`: a search of the checkpoints that a run has so far, or a study of several.
 pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     signals.listen()?;
     let run = RunFolder::open(&args.run).into_diagnostic()?;
-    let session = Session::open(config::load(&run.config_path(), &args.set)?, run, signals)?;
+    let mut loaded = config::load(&run.config_path(), &args.set)?;
+    if let Some(seconds) = args.seconds {
+        if !(seconds.is_finite() && seconds > 0.0) {
+            miette::bail!("--seconds {seconds}: expected a positive number");
+        }
+        loaded.config.search.budget = Budget { seconds: Some(seconds), ..Budget::default() };
+    }
+    let name = args.name.as_deref().unwrap_or(args.study_name().unwrap_or(DEFAULT_NAME));
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        miette::bail!("--name {name}: expected a folder name");
+    }
+    let session = Session::open(loaded, run, signals, args.worker)?;
     let state = TrainingState::load(&session.run).into_diagnostic()?;
     let stages = match &state {
         Some(state) => Trainer::position(state, &session.training_hash).into_diagnostic()?,
         None => Vec::new(),
     };
-    search(&session, &args.name, stages)
+    if name == DEFAULT_NAME && !train::is_finished(&session.config, &stages) {
+        miette::bail!(
+            "{}: its training is not finished, and `lcsc run` will search all of its checkpoints at the end: give a search \
+             of those so far a --name of its own",
+            session.run.path().display()
+        );
+    }
+    if args.study_name().is_some() {
+        return studies::command(&session, args, name, &stages);
+    }
+    search(&session, name, stages, args.worker)
 }
 
 /// Searches (or goes on searching), then writes coefficients, merged model, summary and pictures.
-pub fn search(session: &Session, name: &str, stages: Vec<StageRecord>) -> miette::Result<Ended> {
-    if name.is_empty() || name.contains('/') || name.starts_with('.') {
-        miette::bail!("--name {name}: expected a folder name");
-    }
+pub fn search(session: &Session, name: &str, stages: Vec<StageRecord>, worker: bool) -> miette::Result<Ended> {
     let suite = session.suite()?;
-    let material = catch("loading the checkpoints", || Material::load(session)).into_diagnostic()?;
-    let ended = catch("the search", || run(session, name, &suite, &material)).into_diagnostic()?;
-    match ended {
-        None => Ok(Ended::Stopped),
-        Some(outcome) => {
-            let finish = Finish { session, name, suite: &suite, material: &material, outcome: &outcome };
-            catch("writing the results", || finish.write(stages)).into_diagnostic()?;
-            Ok(Ended::Done)
-        }
+    let mut plan = Plan { worker, ..Plan::new(&session.config, name) };
+    let material = catch("loading the checkpoints", || Material::load(session, &plan)).into_diagnostic()?;
+    if name == DEFAULT_NAME && plan.search.when == When::During {
+        let rows = material.space(session, suite, &plan).rows;
+        plan.given.extend(during::best(session, &rows).into_diagnostic()?);
+    }
+    let outcome = catch("the search", || run_search(session, suite, &material, &plan, None)).into_diagnostic()?;
+    let Some(outcome) = outcome else { return Ok(Ended::Stopped) };
+    let results = Results { session, plan: &plan, suite, material: &material, outcome: &outcome };
+    catch("writing the results", || results.write(stages)).into_diagnostic()?;
+    Ok(Ended::Done)
+}
+
+/// One search of a run's checkpoints.
+pub struct Plan {
+    /// Its folder, below `search/`.
+    pub name: String,
+    pub search: SearchConfig,
+    pub sampler: SamplerConfig,
+    /// Checkpoints of at most so many images of the stage; all unless given.
+    pub most_nimg: Option<u64>,
+    /// Combinations found before, with what to call them.
+    pub given: Vec<(String, Coefficients)>,
+    /// Whether other processes share the search.
+    pub worker: bool,
+}
+
+impl Plan {
+    /// The search of a config.
+    pub fn new(config: &Config, name: &str) -> Self {
+        let (search, sampler) = (config.search.clone(), config.sampler.clone());
+        Self { name: name.to_string(), search, sampler, most_nimg: None, given: vec![], worker: false }
+    }
+
+    /// A file in the folder of the search.
+    pub fn file(&self, session: &Session, file: &str) -> PathBuf {
+        session.run.search(&self.name).join(file)
     }
 }
 
-/// What a search combines.
-struct Material {
-    model: Model,
-    window: Window,
-    /// Recorded EMA tracks at the last checkpoint of the window.
-    tracks: BTreeMap<String, Weights>,
-    track_checkpoints: Vec<Checkpoint>,
-}
-
-impl Material {
-    fn load(session: &Session) -> Result<Self> {
-        let config = &session.config;
-        let stage = config.searched_stage().ok_or_else(|| Error::msg("the config has no stage to search"))?;
-        let model = config.model(stage, session.image);
-        let (raw, track_checkpoints) = checkpoints(session, stage)?;
-        let budget = (config.search.memory_gib * f64::from(1 << 30)) as u64;
-        let window = Window::load(&session.run, &raw, &model.layout, session.device, budget)?;
-        let load = |c: &Checkpoint| Ok((c.track.clone(), c.load(&session.run, &model.layout, session.device)?));
-        let tracks = track_checkpoints.iter().map(load).collect::<Result<_>>()?;
-        Ok(Self { model, window, tracks, track_checkpoints })
-    }
-
-    fn space(&self, session: &Session, suite: &Suite) -> SearchSpace {
-        let mut hash = blake3::Hasher::new();
-        for checkpoint in self.window.checkpoints().iter().chain(&self.track_checkpoints) {
-            hash.update(checkpoint.blake3.as_bytes());
-        }
-        for scorer in [&suite.primary, &suite.independent, &suite.pixels] {
-            hash.update(scorer.extractor.convention().as_bytes());
-        }
-        hash.update(format!("{:?} {:?}", session.config.sampler, session.config.precision).as_bytes());
-        let tracks = self.tracks.keys().cloned().collect();
-        SearchSpace { times: self.window.times(), tracks, fingerprint: hash.finalize().to_hex().to_string() }
-    }
-}
-
-/// The raw checkpoints of the window, and the EMA tracks recorded with the last of them.
-fn checkpoints(session: &Session, stage: &StageConfig) -> Result<(Vec<Checkpoint>, Vec<Checkpoint>)> {
-    let mut all = Manifest::read(&session.run)?;
-    all.retain(|c| c.stage == stage.name);
-    let end = all.iter().filter(|c| c.track == "raw").map(|c| c.nimg).max().unwrap_or(0);
-    let first = session.config.search.window.map_or(0, |w| (end + 1).saturating_sub(w));
-    let (raw, tracks): (Vec<_>, Vec<_>) = all.into_iter().filter(|c| c.nimg >= first).partition(|c| c.track == "raw");
-    if raw.len() < 2 {
-        return Err(Error::file(
-            session.run.manifest(),
-            format!(
-                "stage `{}` has {} raw checkpoints in the window, expected at least 2: train further, or widen search.window",
-                stage.name,
-                raw.len()
-            ),
-        ));
-    }
-    Ok((raw, tracks.into_iter().filter(|c| c.nimg == end).collect()))
-}
-
-fn run(session: &Session, name: &str, suite: &Suite, material: &Material) -> Result<Option<Outcome>> {
-    let config = &session.config;
-    let folder = session.run.search(name);
-    std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
-    let mut fitness = SampledFitness {
-        model: &material.model,
-        window: &material.window,
-        tracks: &material.tracks,
+/// Searches, with progress; what `remembered` holds is not computed again. None: a signal came, all scores are in the log.
+pub fn run_search(
+    session: &Session,
+    suite: &Suite,
+    material: &Material,
+    plan: &Plan,
+    remembered: Option<&mut Remembered>,
+) -> Result<Option<Outcome>> {
+    let folder = session.run.search(&plan.name);
+    std::fs::create_dir_all(&folder).at(&folder)?;
+    let worker = plan.worker.then(|| Worker::start(&folder)).transpose()?;
+    let mut fitness = SampledFitness::new(
+        &material.model,
+        material.models(),
         suite,
-        sampler: &config.sampler,
-        config: &config.search,
-        seed: config.seed,
-        device: session.device,
-    };
-    tracing::info!("searching {} checkpoints by {}", material.window.len(), config.search.method.name());
-    let bar = ui::bar(0, "candidates");
-    let mut progress = |p: &lcsc_search::Progress| {
-        bar.set_message(format!("{}: best FD {:.4}", p.evaluation.phase, p.best));
-        p.total.inspect(|&total| bar.set_length(total));
-        bar.set_position(p.done);
-        if bar.is_hidden() && !p.replayed && (p.done.is_multiple_of(100) || p.total == Some(p.done)) {
-            tracing::info!("{}: {} scored, best FD {:.4}", p.evaluation.phase, p.done, p.best);
-        }
-    };
-    let outcome = lcsc_search::run(
-        &material.space(session, suite),
-        &config.search,
-        config.seed,
-        &folder.join(EVALUATIONS),
-        &mut fitness,
-        &|| session.signals.stop(),
-        &mut progress,
+        &plan.sampler,
+        &plan.search,
+        session.config.seed,
+        session.device,
+        folder.join(material::FINETUNED),
     );
+    let methods: Vec<&str> = plan.search.method.iter().map(|m| m.name()).collect();
+    tracing::info!(
+        "searching {} checkpoints ({}) by {}{}",
+        material.window.len(),
+        material.window.placement(),
+        methods.join(", "),
+        worker.as_ref().map_or(String::new(), |w| format!(", worker {}", w.id()))
+    );
+    let bar = ui::bar(0, "candidates");
+    let mut progress = |p: &lcsc_search::Progress| show(&bar, p);
+    let (log_path, stop) = (folder.join(EVALUATIONS), || session.signals.stop());
+    let run = Run { seed: session.config.seed, log_path: &log_path, worker, stop: &stop, progress: &mut progress };
+    let space = material.space(session, suite, plan);
+    let outcome = match remembered {
+        Some(scores) => lcsc_search::run(&space, &plan.search, &mut scores.before(&mut fitness), run),
+        None => lcsc_search::run(&space, &plan.search, &mut fitness as &mut dyn Fitness, run),
+    };
     bar.finish_and_clear();
+    if let Some(doubt) = outcome.as_ref().ok().and_then(Option::as_ref).and_then(|o| o.doubt(&plan.search)) {
+        tracing::warn!("{doubt}");
+    }
     outcome
 }
 
-/// Everything that the results are written from.
-struct Finish<'a> {
-    session: &'a Session<'a>,
-    name: &'a str,
-    suite: &'a Suite,
-    material: &'a Material,
-    outcome: &'a Outcome,
-}
-
-impl Finish<'_> {
-    fn write(&self, stages: Vec<StageRecord>) -> Result<()> {
-        let Self { session, outcome, .. } = self;
-        let lcsc = outcome.rows.iter().find(|r| r.label == Label::Lcsc);
-        let lcsc = lcsc.ok_or_else(|| Error::msg("the search has no result"))?;
-        let coefficients = self.coefficients(lcsc);
-        coefficients.write(&session.run.search(self.name).join(merge::COEFFICIENTS))?;
-        let weights = self.weights(lcsc)?;
-        let merged = self.of_run_or_search(session.run.merged(), merge::MERGED);
-        merge::write(&merged, &session.card, &self.material.model, &weights, &coefficients, Default::default())?;
-        let summary = self.summary(stages);
-        summary.write(self.of_run_or_search(session.run.summary(), "summary.json")).map_err(report_error)?;
-        self.pictures()?;
-        ui::say!("{}", lcsc_report::table(&summary));
-        ui::say!("merged model: {}", merged.display());
-        Ok(())
+/// Shows how far a search got: on a terminal always, else now and then as a line.
+fn show(bar: &indicatif::ProgressBar, p: &lcsc_search::Progress) {
+    bar.set_message(format!("{}: best FD {:.4}", p.evaluation.phase, p.best));
+    p.total.inspect(|&total| bar.set_length(total));
+    bar.set_position(p.done);
+    if bar.is_hidden() && !p.replayed && (p.done.is_multiple_of(100) || p.total == Some(p.done)) {
+        tracing::info!("{}: {} scored, best FD {:.4}", p.evaluation.phase, p.done, p.best);
     }
-
-    /// A file of the run for the default search; other searches keep theirs to themselves.
-    fn of_run_or_search(&self, of_run: PathBuf, file: &str) -> PathBuf {
-        if self.name == DEFAULT_NAME { of_run } else { self.session.run.search(self.name).join(file) }
-    }
-
-    fn weights(&self, row: &Row) -> Result<Weights> {
-        lcsc_search::candidate_weights(&row.model, &self.material.window, &self.material.tracks)
-    }
-
-    fn coefficients(&self, row: &Row) -> Coefficients {
-        let of =
-            |c: &Checkpoint, alpha| Coefficient { file: c.file.clone(), nimg: c.nimg, blake3: c.blake3.clone(), alpha };
-        let checkpoint = match &row.model {
-            lcsc_search::Model::Coefficients(alpha) => {
-                self.material.window.checkpoints().iter().zip(alpha.as_slice()).map(|(c, &a)| of(c, a)).collect()
-            }
-            lcsc_search::Model::Track(name) => {
-                self.material.track_checkpoints.iter().filter(|c| c.track == *name).map(|c| of(c, 1.0)).collect()
-            }
-        };
-        Coefficients {
-            search: self.name.to_string(),
-            detail: row.detail.clone(),
-            extractor: self.suite.primary.extractor.convention(),
-            images: self.session.config.search.report_images,
-            fd_heldout: row.fd_heldout,
-            checkpoint,
-        }
-    }
-
-    fn summary(&self, stages: Vec<StageRecord>) -> Summary {
-        let Self { session, suite, outcome, .. } = self;
-        let search = &session.config.search;
-        let model = |row: &Row| lcsc_report::Model {
-            label: model_label(row.label),
-            detail: row.detail.clone(),
-            fd_search: row.fd_search,
-            fd_heldout: row.fd_heldout,
-            fd_heldout_std: row.fd_heldout_std,
-            fd_independent: row.fd_independent.unwrap_or(f64::INFINITY),
-            fd_pixel: row.fd_pixel.unwrap_or(f64::INFINITY),
-        };
-        let stage = |s: StageRecord| lcsc_report::Stage { name: s.name, nimg: s.nimg, seconds: s.seconds };
-        Summary {
-            name: session.config.name.clone(),
-            stages: stages.into_iter().map(stage).collect(),
-            metric: lcsc_report::Metric {
-                extractor: suite.primary.extractor.convention(),
-                reference: format!("{}, {} images", session.data.name, session.data.images.size()[0]),
-                n_search: search.images,
-                n_heldout: search.report_images,
-            },
-            search: lcsc_report::Search {
-                method: search.method.name().to_string(),
-                evaluations: outcome.evaluations,
-                seconds: outcome.seconds,
-            },
-            models: outcome.rows.iter().map(model).collect(),
-        }
-    }
-
-    /// The same latents through each row's model, and a sheet of the merged one.
-    fn pictures(&self) -> Result<()> {
-        let Self { session, outcome, .. } = self;
-        let mut rows = Vec::new();
-        for row in &outcome.rows {
-            let weights = self.weights(row)?;
-            let label = model_label(row.label).to_string();
-            let images = pictures::sample(session, &self.material.model, &weights, pictures::COLUMNS)?;
-            rows.push((label, images));
-            if row.label == Label::Lcsc {
-                let sheet = pictures::sample(session, &self.material.model, &weights, pictures::SHEET)?;
-                let path = self.of_run_or_search(session.run.samples().join("lcsc.png"), "samples.png");
-                lcsc_report::write_grid(path, &sheet, pictures::COLUMNS as usize).map_err(report_error)?;
-            }
-        }
-        let path = self.of_run_or_search(session.run.samples().join("comparison.png"), "comparison.png");
-        lcsc_report::write_comparison(path, &rows).map_err(report_error)
-    }
-}
-
-fn model_label(label: Label) -> ModelLabel {
-    match label {
-        Label::Last => ModelLabel::Last,
-        Label::BestCheckpoint => ModelLabel::BestCheckpoint,
-        Label::Ema => ModelLabel::Ema,
-        Label::Lcsc => ModelLabel::Lcsc,
-    }
-}
-
-fn report_error(e: lcsc_report::Error) -> Error {
-    Error::msg(e.to_string())
 }

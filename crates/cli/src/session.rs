@@ -10,6 +10,7 @@ use lcsc_torch::{Device, Error, Result, catch, default_threads, set_cpu_threads,
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
+use std::cell::OnceCell;
 use std::path::PathBuf;
 
 /// A run folder that this process works on, with its config and data.
@@ -22,23 +23,24 @@ pub struct Session<'a> {
     pub training_hash: String,
     pub card: Card,
     pub signals: &'a ui::Signals,
+    suite: OnceCell<Suite>,
     _lock: RunLock,
 }
 
 impl<'a> Session<'a> {
-    /// Locks the run folder and loads the data.
+    /// Locks the run folder, for this process alone or `shared` with other workers, and loads the data.
     ///
     /// # Errors
     /// Another process works there, the device or the data cannot be had.
-    pub fn open(loaded: Loaded, run: RunFolder, signals: &'a ui::Signals) -> miette::Result<Self> {
+    pub fn open(loaded: Loaded, run: RunFolder, signals: &'a ui::Signals, shared: bool) -> miette::Result<Self> {
         let Loaded { config, data: info } = loaded;
-        let lock = run.lock().into_diagnostic()?;
+        let lock = if shared { run.lock_shared() } else { run.lock() }.into_diagnostic()?;
         let device = machine(config.device, config.threads)?;
         let data = dataset(&config.data, device)?;
         let image = config.image(&info);
         let training_hash = config.training_hash(&data.hash)?;
         let card = Card::new(&config, image, &data.hash);
-        Ok(Self { config, run, device, data, image, training_hash, card, signals, _lock: lock })
+        Ok(Self { config, run, device, data, image, training_hash, card, signals, suite: OnceCell::new(), _lock: lock })
     }
 
     /// Keeps the resolved config in the run folder. Once the run's search has begun it stays as it is: what was searched
@@ -51,9 +53,13 @@ impl<'a> Session<'a> {
         write_atomic(self.run.config_path(), text.as_bytes())
     }
 
-    /// Feature extractors and reference statistics of the run's data.
-    pub fn suite(&self) -> miette::Result<Suite> {
-        suite(&self.data, self.config.metric.seed, self.device)
+    /// Feature extractors and reference statistics of the run's data, made ready at the first call.
+    pub fn suite(&self) -> miette::Result<&Suite> {
+        if self.suite.get().is_none() {
+            let suite = suite(&self.data, self.config.metric.seed, self.device)?;
+            let _ = self.suite.set(suite);
+        }
+        self.suite.get().ok_or_else(|| miette::miette!("the metric is not ready"))
     }
 }
 

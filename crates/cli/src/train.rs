@@ -1,10 +1,14 @@
 //! The stages of training, one after the other.
 
+use crate::config::Config;
+use crate::during;
 use crate::session::Session;
 use crate::ui;
+use lcsc_search::When;
 use lcsc_torch::{Error, Result, SafeFile, Weights, catch, load_weights};
 use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
-use lcsc_trajectory::{Manifest, TrainingState, check_disk};
+use lcsc_trajectory::{Manifest, TrainingState, TrajectoryConfig, check_disk};
+use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
 
 /// Trains what is left of the stages. None: a signal came, the state is saved.
@@ -36,6 +40,12 @@ fn stages(session: &Session) -> Result<Option<Vec<StageRecord>>> {
     Ok(Some(finished))
 }
 
+/// Whether nothing of the stages is left to train.
+pub fn is_finished(config: &Config, trained: &[StageRecord]) -> bool {
+    let (last, record) = (config.stage.last(), trained.last());
+    trained.len() == config.stage.len() && last.zip(record).is_some_and(|(s, r)| r.nimg >= s.images())
+}
+
 /// Trains a stage to its end, from its start or from a state of it.
 fn train_stage(
     session: &Session,
@@ -63,11 +73,29 @@ fn train_stage(
     };
     let end = stage.images();
     tracing::info!("stage `{}`: {} of {end} images trained", stage.name, trainer.nimg());
-    let bar = ui::bar(end, "images");
-    bar.set_position(trainer.nimg());
-    let ended = trainer.train_until(end, &|| session.signals.stop(), &bar)?;
-    bar.finish_and_clear();
-    Ok((ended == Ended::Reached).then(|| trainer.record()))
+    let searched = session.config.searched_stage().is_some_and(|s| s.name == stage.name);
+    let every = match session.config.search.when {
+        When::During if searched => session.config.search.during.every_nimg,
+        When::During | When::After | When::Off => end,
+    };
+    while trainer.nimg() < end {
+        // Also after a resume: the state is saved before the search that is due then.
+        if every < end && during::is_due(session, trainer.nimg(), stage.batch) {
+            trainer.save()?;
+            if !during::search(session, trainer.nimg())? {
+                return Ok(None);
+            }
+        }
+        let next = (trainer.nimg() / every + 1) * every;
+        let bar = ui::bar(end, "images");
+        bar.set_position(trainer.nimg());
+        let ended = trainer.train_until(next, &|| session.signals.stop(), &bar)?;
+        bar.finish_and_clear();
+        if ended == Ended::Stopped {
+            return Ok(None);
+        }
+    }
+    Ok(Some(trainer.record()))
 }
 
 /// What a stage begins with: fresh weights, the end of an earlier stage, or a file.
@@ -88,18 +116,19 @@ fn start_weights(session: &Session, stage: &StageConfig, model: &lcsc_diffusion:
     }
 }
 
-/// Bytes that the checkpoints of all stages will take: those on the way, and the exact ones of each stage's end.
-pub fn checkpoint_bytes(config: &crate::config::Config, image: lcsc_unet::ImageShape) -> u64 {
-    let stage_bytes = |stage: &StageConfig| {
-        let layout = config.model(stage, image).layout;
-        let trajectory = stage.trajectory();
-        let tracks = stage.tracks();
-        let kept = tracks.iter().filter(|t| trajectory.keeps(t)).count() as u64;
-        let last = lcsc_trajectory::TrajectoryConfig { every_nimg: 0, ..Default::default() };
-        trajectory.bytes(&layout, stage.images(), stage.batch, kept)
-            + last.bytes(&layout, stage.images(), stage.batch, tracks.len() as u64)
-    };
-    config.stage.iter().map(stage_bytes).sum()
+/// Bytes that the checkpoints of all stages will take.
+pub fn checkpoint_bytes(config: &Config, image: ImageShape) -> u64 {
+    config.stage.iter().map(|stage| stage_bytes(config, stage, image)).sum()
+}
+
+/// Bytes that the checkpoints of a stage will take: those on the way, and the exact ones of its end.
+fn stage_bytes(config: &Config, stage: &StageConfig, image: ImageShape) -> u64 {
+    let layout = config.model(stage, image).layout;
+    let (trajectory, tracks) = (stage.trajectory(), stage.tracks());
+    let kept = tracks.iter().filter(|t| trajectory.keeps(t)).count() as u64;
+    let last = TrajectoryConfig { every_nimg: 0, ..Default::default() };
+    trajectory.bytes(&layout, stage.images(), stage.batch, kept)
+        + last.bytes(&layout, stage.images(), stage.batch, tracks.len() as u64)
 }
 
 /// Refuses a run that the disk, or a stage's budget, has no room for; what is written already counts as there.
@@ -107,9 +136,10 @@ fn check_space(session: &Session) -> Result<()> {
     let written: u64 = Manifest::read(&session.run)?.iter().map(|c| c.bytes).sum();
     let needed = checkpoint_bytes(&session.config, session.image);
     check_disk(session.run.path(), needed.saturating_sub(written), None)?;
-    let budgets = session.config.stage.iter().filter_map(|s| s.trajectory().disk_budget_gib);
-    match budgets.min_by(f64::total_cmp) {
-        Some(budget) => check_disk(session.run.path(), needed, Some(budget)),
-        None => Ok(()),
+    for stage in &session.config.stage {
+        if let Some(budget) = stage.trajectory().disk_budget_gib {
+            check_disk(session.run.path(), stage_bytes(&session.config, stage, session.image), Some(budget))?;
+        }
     }
+    Ok(())
 }

@@ -79,15 +79,23 @@ impl Default for EctConfig {
     }
 }
 
+/// The smallest (t − r)/t that ECT divides by: sixteen steps of f32.
+const FINEST_DECAY: f64 = 1.0 / (1 << 20) as f64;
+
 impl EctConfig {
     /// The schedule's stage after `nimg` images.
     pub fn stage(&self, nimg: u64) -> u64 {
         nimg.checked_div(self.stage_every_nimg).unwrap_or(0)
     }
 
+    /// q^{−(stage+1)}, the smallest (t − r)/t of a stage.
+    pub fn decay(&self, stage: u64) -> f64 {
+        self.q.powi(-(stage.min(1_000) as i32 + 1))
+    }
+
     /// r = t·(1 − n(t)/q^{stage+1}), at least 0, for t f32 [B].
     pub fn t_to_r(&self, t: &Tensor, stage: u64) -> Tensor {
-        let decay = self.q.powi(-(stage.min(1_000) as i32 + 1));
+        let decay = self.decay(stage);
         let ratio = match self.adj {
             Adjustment::Const => t.ones_like() * (1.0 - decay),
             Adjustment::Sigmoid => ((t * -self.b).sigmoid() * self.k + 1.0) * -decay + 1.0,
@@ -97,8 +105,8 @@ impl EctConfig {
 }
 
 impl ObjectiveConfig {
-    /// Everything about it that cannot work.
-    pub fn validate(&self) -> Vec<Invalid> {
+    /// Everything about it that cannot work for a stage of `nimg` images.
+    pub fn validate(&self, nimg: u64) -> Vec<Invalid> {
         let mut found = Vec::new();
         let (prefix, p_std) = match self {
             Self::Edm(c) => ("edm", c.p_std),
@@ -108,6 +116,16 @@ impl ObjectiveConfig {
                 }
                 if c.c < 0.0 {
                     found.push(Invalid::new("ect.c", format!("is {}, expected 0 or more", c.c)));
+                }
+                let last = c.stage(nimg);
+                if c.q > 1.0 && c.decay(last) < FINEST_DECAY {
+                    let (q, decay) = (c.q, c.decay(last));
+                    let message = format!(
+                        "lets the schedule end in its stage {last}, where (t − r)/t = {q}^-{} = {decay:.1e}: f32 cannot \
+                         tell t from r; expected {FINEST_DECAY:.1e} or more, by longer stages or a smaller q",
+                        last + 1
+                    );
+                    found.push(Invalid::new("ect.stage_every_nimg", message));
                 }
                 ("ect", c.p_std)
             }
@@ -230,6 +248,16 @@ mod tests {
         // Small t at stage 0: the adjustment exceeds the base, r is clamped to 0.
         assert!((gap(0)[0] - 0.1).abs() < 1e-7);
         assert!(gap(3).iter().zip(gap(4)).all(|(a, b)| *a > b));
+    }
+
+    #[test]
+    fn a_schedule_that_f32_cannot_follow_is_refused() {
+        let config = |stage_every_nimg| ObjectiveConfig::Ect(EctConfig { stage_every_nimg, ..EctConfig::default() });
+        assert_eq!(config(100).validate(1_999), vec![]);
+        let found = config(100).validate(2_000);
+        assert_eq!(found[0].key, "ect.stage_every_nimg");
+        assert!(found[0].message.contains("stage 20, where (t − r)/t = 2^-21 = 4.8e-7"), "{}", found[0].message);
+        assert_eq!(config(0).validate(u64::MAX), vec![]);
     }
 
     #[test]

@@ -20,22 +20,31 @@ pub enum Extractor {
 }
 
 impl Extractor {
-    /// Features f32 [N,D] of images u8 [N,C,H,W], on the extractor's device.
+    /// Features f32 [N,D] of images u8 [N,C,H,W], on the extractor's device, without gradient.
     ///
     /// # Errors
     /// The images have another type or shape than the real ones, or libtorch failed.
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
-        self.check(images)?;
+        self.check(images, Kind::Uint8)?;
         tch::no_grad(|| {
             let mut features = Vec::new();
             for chunk in images.f_split(CHUNK, 0)? {
-                features.push(self.chunk(&to_float(&chunk.f_to(self.device())?))?);
+                features.push(self.forward(&to_float(&chunk.f_to(self.device())?))?);
             }
             Ok(Tensor::f_cat(&features, 0)?)
         })
     }
 
-    fn chunk(&self, x: &Tensor) -> Result<Tensor> {
+    /// Features f32 [B,D] of pixels f32 [B,C,H,W], in about [−1,1] and on the extractor's device, through which
+    /// gradients flow to `x`: what [`Self::features`] gives, without its rounding to u8.
+    ///
+    /// # Errors
+    /// The pixels have another type, shape or device, or libtorch failed.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x, Kind::Float)?;
+        if x.device() != self.device() {
+            bail!("images to score are on {:?}, expected them on the extractor's {:?}", x.device(), self.device());
+        }
         Ok(match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => {
                 let params = net.layout.views(&net.weights.theta, &net.weights.buffers)?;
@@ -45,12 +54,12 @@ impl Extractor {
         })
     }
 
-    fn check(&self, images: &Tensor) -> Result<()> {
+    fn check(&self, images: &Tensor, kind: Kind) -> Result<()> {
         let [c, h, w] = self.chw();
         match images.size()[..] {
-            [n, c1, h1, w1] if n > 0 && [c1, h1, w1] == [c, h, w] && images.kind() == Kind::Uint8 => Ok(()),
+            [n, c1, h1, w1] if n > 0 && [c1, h1, w1] == [c, h, w] && images.kind() == kind => Ok(()),
             _ => bail!(
-                "images to score are {:?} of type {:?}, expected [N, {c}, {h}, {w}] of type Uint8 like the real images",
+                "images to score are {:?} of type {:?}, expected [N, {c}, {h}, {w}] of type {kind:?}",
                 images.size(),
                 images.kind()
             ),
@@ -126,6 +135,7 @@ impl Pixels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::featurenet::Variant;
 
     #[test]
     fn small_images_are_their_own_features() {
@@ -162,5 +172,48 @@ mod tests {
             let text = extractor.features(&wrong).unwrap_err().to_string();
             assert!(text.contains("expected [N, 1, 4, 4] of type Uint8"), "{text}");
         }
+    }
+
+    #[test]
+    fn pixels_give_the_features_of_their_images_and_a_gradient() {
+        let chw = [3, 20, 20];
+        let images = Tensor::arange(4 * 1200, (Kind::Int64, Device::Cpu)).view([4, 3, 20, 20]) * 37;
+        let images = images.remainder(256).to_kind(Kind::Uint8);
+        let net = |variant| {
+            let mut net = FeatureNet::new(variant, chw, None, 1, String::new(), Device::Cpu).unwrap();
+            net.scale = 3.0;
+            Extractor::RandomConvolutions(net)
+        };
+        for extractor in
+            [net(Variant::Primary), net(Variant::Independent), Extractor::Pixels(Pixels::new(chw, Device::Cpu))]
+        {
+            let x = to_float(&images).set_requires_grad(true);
+            let features = extractor.forward(&x).unwrap();
+            let plain = extractor.features(&images).unwrap();
+            assert!(features.equal(&plain) && features.requires_grad() && !plain.requires_grad());
+            // The slope along the gradient is the gradient's norm.
+            let grad = Tensor::run_backward(&[features.sum(Kind::Float)], &[&x], false, false).remove(0);
+            let norm = grad.norm().double_value(&[]);
+            let along = |step: f64| {
+                let moved = extractor.forward(&(x.detach() + &grad * (step / norm))).unwrap();
+                moved.sum(Kind::Double).double_value(&[])
+            };
+            let slope = (along(1e-2) - along(-1e-2)) / 2e-2;
+            assert!(norm > 0.1 && (slope / norm - 1.0).abs() < 0.02, "{slope} {norm}");
+        }
+    }
+
+    #[test]
+    fn other_pixels_are_refused() {
+        let extractor = Extractor::Pixels(Pixels::new([1, 4, 4], Device::Cpu));
+        let x = Tensor::zeros([2, 1, 4, 4], (Kind::Float, Device::Cpu));
+        for wrong in [x.to_kind(Kind::Double), x.to_kind(Kind::Uint8), x.view([2, 1, 2, 8])] {
+            let text = extractor.forward(&wrong).unwrap_err().to_string();
+            assert!(text.contains("expected [N, 1, 4, 4] of type Float"), "{text}");
+        }
+        let elsewhere = Extractor::Pixels(Pixels::new([1, 4, 4], Device::Cuda(0)));
+        assert!(
+            elsewhere.forward(&x).unwrap_err().to_string().contains("on Cpu, expected them on the extractor's Cuda")
+        );
     }
 }

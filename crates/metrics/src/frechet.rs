@@ -7,8 +7,8 @@ use lcsc_torch::{Kind, Result, Tensor, bail};
 #[derive(Debug)]
 pub struct Reference {
     stats: FeatureStats,
-    /// √Σr, symmetric, f64 [D,D].
-    root: Tensor,
+    /// R = √Σr, symmetric, f64 [D,D].
+    pub(crate) root: Tensor,
 }
 
 impl Reference {
@@ -38,18 +38,47 @@ impl Reference {
     /// # Errors
     /// The numbers of features differ, or the eigenvalues did not converge.
     pub fn distance(&self, candidate: &FeatureStats) -> Result<f64> {
+        match self.terms(candidate)? {
+            Some(terms) => terms.distance(&terms.product.f_linalg_eigvalsh("L")?),
+            None => Ok(f64::INFINITY),
+        }
+    }
+
+    /// What the distance of a candidate and its derivatives are made of, or nothing where that is not finite.
+    ///
+    /// # Errors
+    /// The numbers of features differ.
+    pub(crate) fn terms(&self, candidate: &FeatureStats) -> Result<Option<Terms>> {
         if candidate.dim() != self.stats.dim() {
             bail!("statistics of {} features cannot be compared with {}", candidate.dim(), self.stats.dim());
         }
         let product = self.root.f_matmul(&candidate.cov)?.f_matmul(&self.root)?;
-        if !is_finite(&product) {
-            return Ok(f64::INFINITY); // eigenvalues of NaN are an error in LAPACK
-        }
-        let roots = product.f_linalg_eigvalsh("L")?.f_clamp_min(0.0)?.f_sqrt()?.sum(Kind::Double);
-        let shift = (&self.stats.mean - &candidate.mean).square().sum(Kind::Double);
-        let traces = self.stats.cov.trace() + candidate.cov.trace();
-        let distance = (shift + traces - roots * 2.0).double_value(&[]);
-        Ok(if distance.is_finite() { distance } else { f64::INFINITY })
+        let shift = candidate.mean.f_sub(&self.stats.mean)?;
+        let rest =
+            (shift.square().sum(Kind::Double) + self.stats.cov.trace() + candidate.cov.trace()).double_value(&[]);
+        // Eigenvalues of NaN are an error in LAPACK.
+        Ok((rest.is_finite() && is_finite(&product)).then_some(Terms { product, shift, rest }))
+    }
+}
+
+/// What a Fréchet distance and its derivatives share; all values are finite.
+pub(crate) struct Terms {
+    /// M = √Σr·Σ·√Σr, f64 [D,D].
+    pub product: Tensor,
+    /// μ−μr, f64 [D].
+    pub shift: Tensor,
+    /// ‖μ−μr‖² + Tr(Σr+Σ).
+    rest: f64,
+}
+
+impl Terms {
+    /// The distance, given the eigenvalues f64 [D] of M; rounding may have made some of them negative.
+    ///
+    /// # Errors
+    /// libtorch failed.
+    pub(crate) fn distance(&self, eigenvalues: &Tensor) -> Result<f64> {
+        let roots = eigenvalues.f_clamp_min(0.0)?.f_sqrt()?.f_sum(Kind::Double)?;
+        Ok(self.rest - 2.0 * roots.double_value(&[]))
     }
 }
 
@@ -64,7 +93,8 @@ pub fn frechet_distance(a: &FeatureStats, b: &FeatureStats) -> Result<f64> {
     Reference::new(a.shallow_clone())?.distance(b)
 }
 
-fn is_finite(t: &Tensor) -> bool {
+/// Whether all values of a tensor are finite.
+pub(crate) fn is_finite(t: &Tensor) -> bool {
     t.isfinite().all().int64_value(&[]) != 0
 }
 

@@ -3,12 +3,20 @@
 //! A [`Suite`] measures the same images three ways: with a primary extractor, which a search may optimise against, with
 //! an independent one of another shape and seed, and with raw pixels, which share nothing with the first. Distances
 //! of different [`Extractor::convention`]s, or of different numbers of images, are not comparable.
+//!
+//! A [`Scorer`] also tells how far a distance is to be trusted ([`Reference::bootstrap_std`]), fidelity apart from
+//! variety ([`Scorer::precision_recall`]), and which way features should move ([`Reference::gradient`], through
+//! [`Extractor::forward`] to pixels).
 
+mod bootstrap;
 mod cache;
 mod classifier;
 mod extractor;
 mod featurenet;
 mod frechet;
+mod gradient;
+mod precision_recall;
+mod preparation;
 mod scorer;
 mod stats;
 mod suite;
@@ -16,6 +24,8 @@ mod suite;
 pub use extractor::{Extractor, Pixels};
 pub use featurenet::FeatureNet;
 pub use frechet::{Reference, frechet_distance};
+pub use gradient::FrechetGradient;
+pub use precision_recall::{PrecisionRecall, precision_recall};
 pub use scorer::Scorer;
 pub use stats::{FeatureStats, StatsAccumulator};
 pub use suite::{MetricConfig, Progress, RealImages, Suite};

@@ -1,37 +1,60 @@
-//! Fréchet distance of images to the real ones.
+//! How good images are against the real ones.
 
 use crate::extractor::Extractor;
 use crate::frechet::Reference;
+use crate::precision_recall::{PrecisionRecall, evenly_spaced, precision_recall};
 use crate::stats::{FeatureStats, StatsAccumulator};
 use lcsc_torch::{Result, Tensor, bail};
 
 /// The trace of the covariance of the real images' features, for networks.
 const TRACE: f64 = 100.0;
+/// The neighbour whose distance is the radius of a ball, as in the paper on precision and recall.
+const NEIGHBOUR: i64 = 3;
 
-/// One way of judging images: an extractor, and the real images' statistics in its feature space.
+/// What is known about the real images in an extractor's feature space.
+pub(crate) struct RealFeatures {
+    /// Mean and covariance of the features of all M images.
+    pub stats: FeatureStats,
+    /// Features f32 [min(M, 10,000),D] of images that are evenly spaced.
+    pub points: Tensor,
+}
+
+/// One way of judging images: an extractor, and the real images in its feature space.
+///
+/// To measure several things on one set of images, gather `extractor.features` of its chunks and give them all to
+/// [`FeatureStats::of`] for `reference.distance`, to [`Reference::bootstrap_std`] and to [`Self::precision_recall`].
 #[derive(Debug)]
 pub struct Scorer {
     /// Images to features.
     pub extractor: Extractor,
     /// Statistics of the real images.
     pub reference: Reference,
+    /// Features f32 [min(M, 10,000),D] of evenly spaced ones of the M real images, on the extractor's device.
+    pub real_features: Tensor,
 }
 
 impl Scorer {
-    /// Scales a network's features so that the real images' covariance has trace 100; pixels stay as they are.
-    pub(crate) fn new(mut extractor: Extractor, real: FeatureStats) -> Result<Scorer> {
+    /// Scales a network's features so that the real images' covariance has trace 100; pixels stay as they are. `real`
+    /// holds unscaled features.
+    pub(crate) fn new(mut extractor: Extractor, real: RealFeatures) -> Result<Scorer> {
+        let RealFeatures { stats, points } = real;
         let factor = match &mut extractor {
             Extractor::Classifier(net) | Extractor::RandomConvolutions(net) => {
-                let trace = real.cov.trace().double_value(&[]);
+                let trace = stats.cov.trace().double_value(&[]);
                 if trace <= 0.0 {
-                    bail!("{}: all {} real images have the same features; are they all equal?", net.convention, real.n);
+                    bail!(
+                        "{}: all {} real images have the same features; are they all equal?",
+                        net.convention,
+                        stats.n
+                    );
                 }
                 net.scale = (TRACE / trace).sqrt();
                 net.scale
             }
             Extractor::Pixels(_) => 1.0,
         };
-        Ok(Scorer { extractor, reference: Reference::new(real.scaled(factor))? })
+        let real_features = points.f_to(extractor.device())? * factor;
+        Ok(Scorer { extractor, reference: Reference::new(stats.scaled(factor))?, real_features })
     }
 
     /// Fréchet distance of images u8 [N,C,H,W] to the real images.
@@ -63,5 +86,16 @@ impl Scorer {
     /// Fewer than two images.
     pub fn score_accumulated(&self, stats: StatsAccumulator) -> Result<f64> {
         self.reference.distance(&stats.finish()?)
+    }
+
+    /// Precision and recall of generated images by their features [N,D], with k = 3 neighbours; of more than 10,000
+    /// features, 10,000 evenly spaced ones count. Values for other numbers of images are not comparable.
+    ///
+    /// # Errors
+    /// Those of [`precision_recall`]: fewer than 4 images, generated or real, or another D.
+    pub fn precision_recall(&self, features: &Tensor) -> Result<PrecisionRecall> {
+        let index = evenly_spaced(features.size().first().copied().unwrap_or(0));
+        let index = Tensor::f_from_slice(&index)?.f_to(features.device())?;
+        precision_recall(&self.real_features, &features.f_index_select(0, &index)?, NEIGHBOUR)
     }
 }

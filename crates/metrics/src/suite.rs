@@ -1,20 +1,13 @@
 //! The three ways in which a run's images are judged, made ready from its real images.
 
-use crate::cache::{cached, fingerprint};
-use crate::classifier::{STEPS, train_classifier};
 use crate::extractor::{Extractor, Pixels};
-use crate::featurenet::{FeatureNet, Variant};
+use crate::featurenet::Variant;
+use crate::preparation::Preparation;
 use crate::scorer::Scorer;
-use crate::stats::{FeatureStats, StatsAccumulator};
-use lcsc_torch::{Device, Kind, Result, StorageDtype, Stream, Tensor, bail, derive_seed, load_weights, pack_weights};
+use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// Part of the names of cached files: raise it with every change of networks, training or statistics.
-const VERSION: u32 = 1;
-/// Images between two reports of progress.
-const CHUNK: i64 = 1000;
 
 /// How images are judged.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -52,7 +45,7 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Trains the extractors and gathers the statistics of the real images, or takes both from files in `cache`.
+    /// Trains the extractors and gathers statistics and features of the real images, or takes all from files in `cache`.
     ///
     /// # Errors
     /// The images are not u8 [N,C,H,W] with N ≥ 2, a label is not a class, or libtorch failed.
@@ -77,7 +70,7 @@ impl Suite {
 }
 
 impl RealImages<'_> {
-    fn has_classes(&self) -> bool {
+    pub(crate) fn has_classes(&self) -> bool {
         self.labels.is_some() && self.classes > 1
     }
 }
@@ -108,85 +101,12 @@ fn checked(real: &RealImages) -> Result<[i64; 3]> {
     Ok(chw)
 }
 
-/// What the making of extractors and statistics needs.
-struct Preparation<'a> {
-    real: RealImages<'a>,
-    chw: [i64; 3],
-    seed: u64,
-    device: Device,
-    cache: Option<&'a Path>,
-    progress: Progress<'a>,
-}
-
-impl Preparation<'_> {
-    /// A classifier where the images have labels, else random convolutions.
-    fn network(&self, variant: Variant) -> Result<Extractor> {
-        let seed = derive_seed(self.seed, Stream::Features, variant as u64);
-        let kind = if self.real.has_classes() { "classifier" } else { "random-convolutions" };
-        let name = format!("{kind}-{}", variant.letter());
-        let convention = format!("{name} 64-d seed {} data {}", self.seed, self.short_hash(8));
-        let classes = self.real.has_classes().then_some(self.real.classes);
-        let mut net = FeatureNet::new(variant, self.chw, classes, seed, convention, self.device)?;
-        let Some(labels) = self.real.labels.filter(|_| self.real.has_classes()) else {
-            return Ok(Extractor::RandomConvolutions(net));
-        };
-        let key = format!("{} {name} of {} classes", self.key(), self.real.classes);
-        let file = cached(self.cache, &self.file_name(&name), &key, || {
-            let report = |done, total| (self.progress)(&name, done, total);
-            let theta = train_classifier(&net, self.real.images, labels, STEPS, seed, &report)?;
-            pack_weights(&net.layout, &net.weights.with_theta(theta), StorageDtype::F32)
-        })?;
-        net.weights = load_weights(&net.layout, &file, self.device)?;
-        Ok(Extractor::Classifier(net))
-    }
-
-    /// The extractor with the statistics of the real images, which are kept unscaled.
-    fn scorer(&self, extractor: Extractor) -> Result<Scorer> {
-        let (name, weights) = match &extractor {
-            Extractor::Classifier(net) | Extractor::RandomConvolutions(net) => {
-                let name = net.convention.split(' ').next().unwrap_or_default();
-                (name, fingerprint(&[("theta".into(), net.weights.theta.shallow_clone())])?)
-            }
-            Extractor::Pixels(_) => ("pixels", "none".into()),
-        };
-        let key = format!("{} statistics of {name} with weights {weights}", self.key());
-        let file = cached(self.cache, &self.file_name(&format!("stats-{name}")), &key, || {
-            let stats = self.real_stats(&extractor)?;
-            let n = Tensor::from(stats.n);
-            Ok([("n", n), ("mean", stats.mean), ("cov", stats.cov)].map(|(k, t)| (k.to_string(), t)).into())
-        })?;
-        let n = file.tensor("n")?.int64_value(&[]);
-        Scorer::new(extractor, FeatureStats { n, mean: file.tensor("mean")?, cov: file.tensor("cov")? })
-    }
-
-    fn real_stats(&self, extractor: &Extractor) -> Result<FeatureStats> {
-        let mut stats = StatsAccumulator::new(extractor.dim(), self.device);
-        let total = self.real.images.size()[0] as u64;
-        for chunk in self.real.images.f_split(CHUNK, 0)? {
-            stats.add(&extractor.features(&chunk)?)?;
-            (self.progress)("reference statistics", stats.n() as u64, total);
-        }
-        stats.finish()
-    }
-
-    fn short_hash(&self, digits: usize) -> &str {
-        self.real.hash.get(..digits).unwrap_or(self.real.hash)
-    }
-
-    fn file_name(&self, name: &str) -> String {
-        format!("{name}-v{VERSION}-seed{}-{}", self.seed, self.short_hash(16))
-    }
-
-    fn key(&self) -> String {
-        format!("version {VERSION} seed {} data {}", self.seed, self.real.hash)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::classifier::tests::three_classes;
-    use lcsc_torch::latents;
+    use crate::stats::FeatureStats;
+    use lcsc_torch::{Stream, latents};
     use std::cell::RefCell;
 
     const HASH: &str = "1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f809";
@@ -236,7 +156,7 @@ mod tests {
         let (_, again, done) = prepare();
         assert_eq!((again, done.len()), (scores, 0));
 
-        let damaged = folder.path().join("classifier-b-v1-seed0-1a2b3c4d5e6f7081.safetensors");
+        let damaged = folder.path().join("classifier-b-v2-seed0-1a2b3c4d5e6f7081.safetensors");
         let bytes = std::fs::read(&damaged).unwrap();
         std::fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
         let (_, repaired, done) = prepare();
@@ -263,6 +183,40 @@ mod tests {
         let features = |s: &Scorer| s.extractor.features(&images).unwrap();
         assert!(!features(&suite.primary).allclose(&features(&other.primary), 1e-3, 1e-3, false));
         assert!(features(&suite.pixels).equal(&features(&other.pixels)));
+    }
+
+    #[test]
+    fn real_features_are_scaled_like_the_statistics_and_come_back_from_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let (images, _) = data();
+        let prepare =
+            || Suite::prepare(real(&images, None), 0, Device::Cpu, Some(folder.path()), &|_, _, _| ()).unwrap();
+        let (made, kept) = (prepare(), prepare());
+        let far = noisy(&images, 200.0);
+        for (made, kept) in scorers(&made).into_iter().zip(scorers(&kept)) {
+            assert!(made.real_features.equal(&made.extractor.features(&images).unwrap()));
+            assert!(kept.real_features.equal(&made.real_features));
+            let values = |images: &Tensor| {
+                made.precision_recall(&made.extractor.features(images).unwrap())
+                    .map(|v| (v.precision, v.recall))
+                    .unwrap()
+            };
+            assert_eq!(values(&images), (1.0, 1.0));
+            assert!(values(&far).0 < 0.7, "{:?}", values(&far));
+        }
+    }
+
+    #[test]
+    fn of_many_real_images_evenly_spaced_ones_are_kept() {
+        let images = Tensor::arange(10_500 * 4, (Kind::Int64, Device::Cpu)).remainder(251).to_kind(Kind::Uint8);
+        let images = images.view([10_500, 1, 2, 2]);
+        let suite = Suite::prepare(real(&images, None), 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let spaced = Tensor::from_slice(&(0..10_000).map(|j| j * 10_500 / 10_000).collect::<Vec<i64>>());
+        for scorer in scorers(&suite) {
+            let all = scorer.extractor.features(&images).unwrap();
+            assert!(scorer.real_features.allclose(&all.index_select(0, &spaced), 1e-5, 1e-5, false));
+            assert_eq!(scorer.reference.stats().n, 10_500);
+        }
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! Plain numbers and images in, files and text out: nothing here knows models.
 
+mod columns;
 mod error;
 mod font;
 mod grid;
 mod summary;
 
+pub use columns::columns;
 pub use error::{Error, Result};
 pub use grid::{ImageBatch, write_comparison, write_grid, write_image};
-pub use summary::{Metric, Model, ModelLabel, Search, Stage, Summary, table};
+pub use summary::{Metric, Model, ModelLabel, Search, Stage, Summary, figure, table};

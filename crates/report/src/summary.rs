@@ -67,6 +67,8 @@ pub enum ModelLabel {
     Ema,
     /// The linear combination found by the search.
     Lcsc,
+    /// All parameters tuned by the loss of the search: no combination, a rival.
+    Finetune,
 }
 
 impl Display for ModelLabel {
@@ -76,6 +78,7 @@ impl Display for ModelLabel {
             Self::BestCheckpoint => "best checkpoint",
             Self::Ema => "best EMA",
             Self::Lcsc => "LCSC",
+            Self::Finetune => "fine-tuned",
         })
     }
 }
@@ -95,12 +98,22 @@ pub struct Model {
     pub fd_heldout: f64,
     /// Sample standard deviation over those seeds, where there are two or more.
     pub fd_heldout_std: Option<f64>,
+    /// Ends of its 95 % confidence interval by the bootstrap.
+    #[serde(deserialize_with = "null_is_infinite")]
+    pub fd_heldout_low: f64,
+    /// See `fd_heldout_low`.
+    #[serde(deserialize_with = "null_is_infinite")]
+    pub fd_heldout_high: f64,
     /// With a feature extractor that the search never saw.
     #[serde(deserialize_with = "null_is_infinite")]
     pub fd_independent: f64,
     /// Of raw pixels.
     #[serde(deserialize_with = "null_is_infinite")]
     pub fd_pixel: f64,
+    /// Share of the images that lie among the real ones (arXiv 1904.06991).
+    pub precision: f64,
+    /// Share of the real images that lie among the generated ones.
+    pub recall: f64,
 }
 
 /// JSON has no infinity: `null` stands for it.
@@ -134,34 +147,35 @@ impl Summary {
 /// Widest line of the table, in characters.
 const WIDTH: usize = 100;
 /// Characters of a model's detail that are shown.
-const DETAIL: usize = 28;
+const DETAIL: usize = 20;
 
 /// The models as a table for the terminal, at most 100 columns wide; the best held-out distance has a star.
 pub fn table(summary: &Summary) -> String {
     let best = summary.models.iter().map(|m| m.fd_heldout).fold(f64::INFINITY, f64::min);
     let detail_width = summary.models.iter().map(|m| m.detail.chars().count()).max().unwrap_or(0).clamp(6, DETAIL);
     let mut text = format!(
-        "  {:15}  {:detail_width$}  {:>9}  {:>16}  {:>11}  {:>8}\n",
-        "model", "", "search FD", "held-out FD", "independent", "pixel"
+        "  {:15}  {:detail_width$}  {:>9}  {:>16}  {:>8}  {:>8}  {:>9}\n",
+        "model", "", "search FD", "held-out FD", "indep.", "pixel", "prec/rec"
     );
     for model in &summary.models {
         let mark = if model.fd_heldout == best && best.is_finite() { '*' } else { ' ' };
         let spread = model.fd_heldout_std.map(|std| format!(" ± {}", figure(std))).unwrap_or_default();
         let heldout = figure(model.fd_heldout) + &spread;
         text += &format!(
-            "{mark} {:15}  {:detail_width$}  {:>9}  {heldout:>16}  {:>11}  {:>8}\n",
+            "{mark} {:15}  {:detail_width$}  {:>9}  {heldout:>16}  {:>8}  {:>8}  {:>9}\n",
             model.label,
             clip(&model.detail, DETAIL),
             figure(model.fd_search),
             figure(model.fd_independent),
             figure(model.fd_pixel),
+            format!("{:.2}/{:.2}", model.precision, model.recall),
         );
     }
     let Metric { extractor, reference, n_search, n_heldout } = &summary.metric;
     let Search { method, evaluations, seconds } = &summary.search;
     for line in [
         format!("* best on held-out latents: {n_heldout} images a seed, mean ± standard deviation"),
-        format!("  FD of {extractor} against {reference}; independent and pixel FD on their own scales"),
+        format!("  FD of {extractor} against {reference}; independent and pixel FD have their own scales"),
         format!("  search: {method}, {evaluations} evaluations of {n_search} images, {seconds:.0} s"),
     ] {
         text += &clip(&line, WIDTH);
@@ -171,7 +185,7 @@ pub fn table(summary: &Summary) -> String {
 }
 
 /// A distance in at most eight characters.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     if value.abs() < 1000.0 {
         format!("{value:.3}")
     } else if value.abs() < 1e6 {
@@ -196,7 +210,19 @@ mod tests {
     fn model(label: ModelLabel, detail: &str, fd: [f64; 5]) -> Model {
         let [fd_search, fd_heldout, fd_heldout_std, fd_independent, fd_pixel] = fd;
         let fd_heldout_std = fd_heldout_std.is_finite().then_some(fd_heldout_std);
-        Model { label, detail: detail.into(), fd_search, fd_heldout, fd_heldout_std, fd_independent, fd_pixel }
+        Model {
+            label,
+            detail: detail.into(),
+            fd_search,
+            fd_heldout,
+            fd_heldout_std,
+            fd_heldout_low: fd_heldout - 0.5,
+            fd_heldout_high: fd_heldout + 0.5,
+            fd_independent,
+            fd_pixel,
+            precision: 0.75,
+            recall: 0.5,
+        }
     }
 
     fn summary() -> Summary {
@@ -222,13 +248,13 @@ mod tests {
     #[test]
     fn the_table_is_aligned_and_marks_the_best() {
         let expected =
-            "  model                                          search FD       held-out FD  independent     pixel
-  last             192000                            4.500     4.481 ± 0.021        5.250     3.125
-  best checkpoint  184320                            3.750     12346 ± 1.500        4.500     2.5e7
-  best EMA         half-life of ten thousand i…      3.100     3.200 ± 0.030        4.000     2.000
-* LCSC             51 checkpoints                    1.250     1.600 ± 0.025          inf     1.000
+            "  model                                  search FD       held-out FD    indep.     pixel   prec/rec
+  last             192000                    4.500     4.481 ± 0.021     5.250     3.125  0.75/0.50
+  best checkpoint  184320                    3.750     12346 ± 1.500     4.500     2.5e7  0.75/0.50
+  best EMA         half-life of ten th…      3.100     3.200 ± 0.030     4.000     2.000  0.75/0.50
+* LCSC             51 checkpoints            1.250     1.600 ± 0.025       inf     1.000  0.75/0.50
 * best on held-out latents: 5000 images a seed, mean ± standard deviation
-  FD of classifier-64 against digits; independent and pixel FD on their own scales
+  FD of classifier-64 against digits; independent and pixel FD have their own scales
   search: evolution, 700 evaluations of 1000 images, 40 s
 ";
         assert_eq!(table(&summary()), expected);
@@ -265,7 +291,8 @@ mod tests {
             "search": {"method": "evolution", "evaluations": 700, "seconds": 40.25},
             "models": [{
                 "label": "lcsc", "detail": "51 checkpoints", "fd_search": 1.25, "fd_heldout": 1.6,
-                "fd_heldout_std": 0.025, "fd_independent": null, "fd_pixel": 1.0,
+                "fd_heldout_std": 0.025, "fd_heldout_low": 1.1, "fd_heldout_high": 2.1, "fd_independent": null,
+                "fd_pixel": 1.0, "precision": 0.75, "recall": 0.5,
             }],
         });
         assert_eq!(serde_json::to_value(&summary).unwrap(), expected);

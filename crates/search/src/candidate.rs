@@ -12,6 +12,8 @@ pub enum Model {
     Coefficients(Coefficients),
     /// An EMA track as training recorded it at the last checkpoint.
     Track(String),
+    /// The parameters that fine-tuning has reached.
+    Finetuned,
 }
 
 /// How a candidate came about.
@@ -24,6 +26,8 @@ pub enum Origin {
         index: usize,
         /// Images seen when it was saved.
         nimg: f64,
+        /// `raw`, or the EMA track that it is of.
+        track: String,
     },
     /// The mean of all checkpoints: an EMA of infinite half-life.
     Uniform,
@@ -42,6 +46,11 @@ pub enum Origin {
         /// Its name.
         name: String,
     },
+    /// Given from outside: what an earlier search found.
+    Given {
+        /// Where it was found.
+        source: String,
+    },
     /// A parent with some coefficients moved.
     Mutation {
         /// Candidate id.
@@ -52,18 +61,38 @@ pub enum Origin {
         /// Candidate ids, the better one first.
         parents: [u64; 2],
     },
+    /// A point of CMA-ES.
+    Generation {
+        /// Number of its generation, from 0.
+        generation: u64,
+    },
+    /// Reached by steps along the gradient of the coefficients.
+    Gradient {
+        /// Number of steps.
+        step: u64,
+    },
+    /// Reached by steps along the gradient of the parameters.
+    Finetune {
+        /// Number of steps.
+        step: u64,
+    },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Checkpoint { nimg, .. } => write!(f, "checkpoint {nimg}"),
+            Self::Checkpoint { nimg, track, .. } if track == "raw" => write!(f, "checkpoint {nimg}"),
+            Self::Checkpoint { nimg, track, .. } => write!(f, "track {track} at {nimg}"),
             Self::Uniform => write!(f, "uniform average"),
             Self::HalfLife { nimg } => write!(f, "EMA half-life {nimg:.0}"),
             Self::PowerFunction { sigma_rel } => write!(f, "EMA σ_rel {sigma_rel}"),
             Self::Track { name } => write!(f, "EMA track {name}"),
+            Self::Given { source } => write!(f, "{source}"),
             Self::Mutation { parent } => write!(f, "mutation of {parent}"),
             Self::Crossover { parents: [a, b] } => write!(f, "crossover of {a} and {b}"),
+            Self::Generation { generation } => write!(f, "CMA-ES generation {generation}"),
+            Self::Gradient { step } => write!(f, "gradient step {step}"),
+            Self::Finetune { step } => write!(f, "fine-tuned, step {step}"),
         }
     }
 }

@@ -1,74 +1,199 @@
 //! The fitness of a model: the Fréchet distance of what it samples from fixed latents to the real images.
 
 use crate::candidate::Model;
+use crate::coefficients::Coefficients;
 use crate::config::SearchConfig;
-use crate::score::{Fitness, Latents, Scores};
-use lcsc_diffusion::{Denoiser, SamplerConfig, generate};
-use lcsc_metrics::{Scorer, StatsAccumulator, Suite};
-use lcsc_torch::{Device, Result, Stream, Weights, bail, derive_seed, to_u8};
-use lcsc_trajectory::Window;
+use crate::gradient::Objective;
+use crate::score::{Fitness, Latents, ReportScores, Scores};
+use crate::tuning::Tuning;
+use lcsc_diffusion::{Denoiser, Draw, SamplerConfig, generate};
+use lcsc_metrics::{FeatureStats, Scorer, StatsAccumulator, Suite};
+use lcsc_torch::{Device, Error, Result, Stream, Tensor, Weights, bail, derive_seed, to_u8};
+use lcsc_trajectory::{Partition, Window};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Memory for models merged in one pass, in bytes.
+const MERGED_BYTES: usize = 1 << 30;
 
 /// Merges, samples and measures.
 pub struct SampledFitness<'a> {
-    /// The network.
-    pub model: &'a lcsc_diffusion::Model,
-    /// The checkpoints that coefficients combine.
+    model: &'a lcsc_diffusion::Model,
+    models: Models<'a>,
+    suite: &'a Suite,
+    sampler: &'a SamplerConfig,
+    config: &'a SearchConfig,
+    seed: u64,
+    device: Device,
+    /// Models merged ahead.
+    merged: Vec<(Model, Tensor)>,
+    tuning: Option<Tuning>,
+    tuning_path: PathBuf,
+}
+
+/// What models are made of.
+#[derive(Clone, Copy)]
+pub struct Models<'a> {
+    /// The saved weights that coefficients combine.
     pub window: &'a Window,
+    /// Which parameters share coefficients.
+    pub partition: &'a Partition,
     /// The EMA tracks as training recorded them.
     pub tracks: &'a BTreeMap<String, Weights>,
-    /// Extractors and reference statistics.
-    pub suite: &'a Suite,
-    /// How images are made.
-    pub sampler: &'a SamplerConfig,
-    /// Numbers of images.
-    pub config: &'a SearchConfig,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Where to sample.
-    pub device: Device,
 }
 
-/// The weights of a candidate: merged from `window`, or one of the recorded `tracks`.
-///
-/// # Errors
-/// A checkpoint cannot be read, or the track is not recorded.
-pub fn candidate_weights(model: &Model, window: &Window, tracks: &BTreeMap<String, Weights>) -> Result<Weights> {
-    match model {
-        Model::Coefficients(alpha) => window.weights(alpha.as_slice()),
-        Model::Track(name) => match tracks.get(name) {
-            Some(weights) => Ok(weights.with_theta(weights.theta.shallow_clone())),
-            None => bail!("the run has recorded no track `{name}`"),
-        },
-    }
-}
-
-impl Fitness for SampledFitness<'_> {
-    fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
-        let weights = candidate_weights(model, self.window, self.tracks)?;
-        let net = self.model.bind(&weights)?;
-        let Suite { primary, independent, pixels } = self.suite;
-        let distances = |scorers: &[&Scorer], seed, stream, n| {
-            let latents = LatentSet { seed, stream, n, chunk: self.config.chunk };
-            sampled_distances(&net, self.sampler, scorers, latents, self.device)
-        };
-        let only = |fd: Vec<f64>| Scores { fd: fd[0], fd_independent: None, fd_pixel: None };
-        match latents {
-            Latents::Search => distances(&[primary], self.seed, Stream::SearchLatents, self.config.images).map(only),
-            Latents::Selection => {
-                distances(&[primary], self.seed, Stream::SelectionLatents, self.config.selection_images).map(only)
+impl Models<'_> {
+    /// The weights of a combination or a recorded track.
+    ///
+    /// # Errors
+    /// A checkpoint cannot be read, the track is not recorded, or the model was fine-tuned.
+    pub fn weights(&self, model: &Model) -> Result<Weights> {
+        match model {
+            Model::Coefficients(alpha) => {
+                self.window.weights(self.partition, alpha.spread(self.partition.len())?.rows())
             }
-            Latents::Report(index) => {
-                let seed = derive_seed(self.seed, Stream::ReportLatents, index);
-                let scorers = [primary, independent, pixels];
-                let fd = distances(&scorers, seed, Stream::ReportLatents, self.config.report_images)?;
-                Ok(Scores { fd: fd[0], fd_independent: Some(fd[1]), fd_pixel: Some(fd[2]) })
-            }
+            Model::Track(name) => match self.tracks.get(name) {
+                Some(weights) => Ok(weights.with_theta(weights.theta.shallow_clone())),
+                None => bail!("the run has recorded no track `{name}`"),
+            },
+            Model::Finetuned => bail!("the fine-tuned model is no combination of checkpoints"),
         }
     }
 }
 
-/// Which images to sample: `n` of a latent stream, `chunk` at once.
+impl<'a> SampledFitness<'a> {
+    /// Scores `models` of the network `model`. The state of fine-tuning is kept in the file `tuning`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        model: &'a lcsc_diffusion::Model,
+        models: Models<'a>,
+        suite: &'a Suite,
+        sampler: &'a SamplerConfig,
+        config: &'a SearchConfig,
+        seed: u64,
+        device: Device,
+        tuning: PathBuf,
+    ) -> Self {
+        let (merged, tuning_path) = (Vec::new(), tuning);
+        Self { model, models, suite, sampler, config, seed, device, merged, tuning: None, tuning_path }
+    }
+
+    /// The weights of a model, also of the fine-tuned one.
+    ///
+    /// # Errors
+    /// Those of [`Models::weights`].
+    pub fn weights(&self, model: &Model) -> Result<Weights> {
+        if let Some((_, theta)) = self.merged.iter().find(|(merged, _)| merged == model) {
+            return Ok(self.models.window.with_theta(theta.shallow_clone()));
+        }
+        match (model, &self.tuning) {
+            (Model::Finetuned, Some(tuning)) => Ok(tuning.weights.with_theta(tuning.weights.theta.shallow_clone())),
+            (model, _) => self.models.weights(model),
+        }
+    }
+
+    /// The fresh latents of a step.
+    fn step_latents(&self, step: u64, n: u64) -> LatentSet {
+        let seed = derive_seed(self.seed, Stream::StepLatents, step);
+        LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.config.chunk }
+    }
+
+    fn objective(&self) -> Objective<'a> {
+        Objective { model: self.model, sampler: self.sampler, scorer: &self.suite.primary, device: self.device }
+    }
+
+    fn report(&self, net: &Denoiser, latents: LatentSet) -> Result<Scores> {
+        let Suite { primary, independent, pixels } = self.suite;
+        let scorers = [primary, independent, pixels];
+        let Some(features) = sampled_features(net, self.sampler, &scorers, latents, self.device)? else {
+            let infinite = f64::INFINITY;
+            let report = ReportScores { fd_independent: infinite, fd_pixel: infinite, ..ReportScores::default() };
+            return Ok(Scores { fd: infinite, report: Some(report) });
+        };
+        let distance = |i: usize| scorers[i].reference.distance(&FeatureStats::of(&features[i])?);
+        let neighbours = independent.precision_recall(&features[1])?;
+        let report = ReportScores {
+            fd_std: primary.reference.bootstrap_std(&features[0], self.config.bootstrap, latents.seed)?,
+            fd_independent: distance(1)?,
+            fd_pixel: distance(2)?,
+            precision: neighbours.precision,
+            recall: neighbours.recall,
+        };
+        Ok(Scores { fd: distance(0)?, report: Some(report) })
+    }
+}
+
+impl Fitness for SampledFitness<'_> {
+    fn prepare(&mut self, models: &[&Model]) -> Result<()> {
+        self.merged.clear();
+        let Models { window, partition, .. } = self.models;
+        let fits = MERGED_BYTES / (4 * self.model.layout.numel() as usize);
+        let combination = |model: &&Model| match model {
+            Model::Coefficients(alpha) => Some(((*model).clone(), alpha.spread(partition.len()))),
+            Model::Track(_) | Model::Finetuned => None,
+        };
+        let combinations: Vec<_> = models.iter().filter_map(combination).take(fits).collect();
+        if combinations.len() < 2 {
+            return Ok(());
+        }
+        let (models, alphas): (Vec<Model>, Vec<Result<Coefficients>>) = combinations.into_iter().unzip();
+        let alphas = alphas.into_iter().collect::<Result<Vec<_>>>()?;
+        let rows: Vec<&[Vec<f64>]> = alphas.iter().map(Coefficients::rows).collect();
+        let thetas = window.merge_many(partition, &rows)?.f_unbind(0)?;
+        self.merged = models.into_iter().zip(thetas).collect();
+        Ok(())
+    }
+
+    fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
+        let weights = self.weights(model)?;
+        let net = self.model.bind(&weights)?;
+        let SearchConfig { images, selection_images, report_images, chunk, .. } = *self.config;
+        let fixed = |stream, n| {
+            let latents = LatentSet { seed: self.seed, stream, n, chunk };
+            let fd = sampled_distances(&net, self.sampler, &[&self.suite.primary], latents, self.device)?;
+            Ok(Scores::of(fd[0]))
+        };
+        match latents {
+            Latents::Search => fixed(Stream::SearchLatents, images),
+            Latents::Selection => fixed(Stream::SelectionLatents, selection_images),
+            Latents::Report(index) => {
+                let seed = derive_seed(self.seed, Stream::ReportLatents, index);
+                self.report(&net, LatentSet { seed, stream: Stream::ReportLatents, n: report_images, chunk })
+            }
+        }
+    }
+
+    fn gradient(&mut self, alpha: &Coefficients, step: u64) -> Result<(f64, Vec<Vec<f64>>)> {
+        let latents = self.step_latents(step, self.config.gradient.images);
+        let weights = self.models.weights(&Model::Coefficients(alpha.clone()))?;
+        let (fd, theta_bar) = self.objective().value_and_gradient(&weights, latents)?;
+        let Models { window, partition, .. } = self.models;
+        let by_group = window.project(partition, &theta_bar)?;
+        // Coefficients that all groups share have the sum of their derivatives.
+        let shared = |k: usize| by_group.iter().map(|row| row[k]).sum();
+        Ok((fd, if alpha.groups() == 1 { vec![(0..window.len()).map(shared).collect()] } else { by_group }))
+    }
+
+    fn begin_tuning(&mut self, start: &Model, logged: u64) -> Result<u64> {
+        let tuning = Tuning::begin(self.models.weights(start)?, self.config, logged, &self.tuning_path)?;
+        Ok(self.tuning.insert(tuning).steps())
+    }
+
+    fn tune(&mut self, step: u64, lr: f64) -> Result<f64> {
+        let latents = self.step_latents(step, self.config.finetune.images);
+        let objective = self.objective();
+        let tuning = self.tuning.as_mut().ok_or_else(|| Error::msg("fine-tuning was not begun"))?;
+        let (fd, theta_bar) = objective.value_and_gradient(&tuning.weights, latents)?;
+        tuning.step(step, &theta_bar, lr)?;
+        Ok(fd)
+    }
+
+    fn end_tuning(&mut self) -> Result<()> {
+        self.tuning.as_mut().map_or(Ok(()), Tuning::save)
+    }
+}
+
+/// Which images to sample: the first `n` of a latent stream, `chunk` at once.
 #[derive(Debug, Clone, Copy)]
 pub struct LatentSet {
     /// Seed of the latents.
@@ -79,6 +204,16 @@ pub struct LatentSet {
     pub n: u64,
     /// Images sampled at once; changes memory and speed, not the images.
     pub chunk: u64,
+}
+
+impl LatentSet {
+    /// The chunks.
+    pub(crate) fn draws(&self) -> Vec<Draw> {
+        let Self { seed, stream, n, chunk } = *self;
+        let chunk = chunk.max(1);
+        let draw = |first| Draw { seed, stream, first, n: chunk.min(n - first) as usize };
+        (0..n).step_by(chunk as usize).map(draw).collect()
+    }
 }
 
 /// The Fréchet distance of one and the same N images to each scorer's reference; +∞ for all once a pixel is not finite.
@@ -92,18 +227,39 @@ pub fn sampled_distances(
     latents: LatentSet,
     device: Device,
 ) -> Result<Vec<f64>> {
-    let LatentSet { seed, stream, n, chunk } = latents;
     let mut stats: Vec<StatsAccumulator> = scorers.iter().map(|s| s.accumulator()).collect();
-    for first in (0..n).step_by(chunk.max(1) as usize) {
-        let count = chunk.min(n - first) as usize;
-        let images = generate(net, sampler, seed, stream, first, count, device)?.images;
-        if images.isfinite().all().int64_value(&[]) == 0 {
+    for draw in latents.draws() {
+        let Some(images) = finite_images(net, sampler, draw, device)? else {
             return Ok(vec![f64::INFINITY; scorers.len()]);
-        }
-        let images = to_u8(&images);
+        };
         for (scorer, stats) in scorers.iter().zip(&mut stats) {
             scorer.add(stats, &images)?;
         }
     }
     scorers.iter().zip(stats).map(|(scorer, stats)| scorer.score_accumulated(stats)).collect()
+}
+
+/// The features f32 [N,D] of one and the same N images by each scorer's extractor; none once a pixel is not finite.
+fn sampled_features(
+    net: &Denoiser,
+    sampler: &SamplerConfig,
+    scorers: &[&Scorer],
+    latents: LatentSet,
+    device: Device,
+) -> Result<Option<Vec<Tensor>>> {
+    let mut features: Vec<Vec<Tensor>> = scorers.iter().map(|_| Vec::new()).collect();
+    for draw in latents.draws() {
+        let Some(images) = finite_images(net, sampler, draw, device)? else { return Ok(None) };
+        for (scorer, features) in scorers.iter().zip(&mut features) {
+            features.push(scorer.extractor.features(&images)?);
+        }
+    }
+    Ok(Some(features.iter().map(|f| Ok(Tensor::f_cat(f, 0)?)).collect::<Result<_>>()?))
+}
+
+/// Images u8 [n,C,H,W]; none where a pixel is not finite.
+fn finite_images(net: &Denoiser, sampler: &SamplerConfig, draw: Draw, device: Device) -> Result<Option<Tensor>> {
+    let Draw { seed, stream, first, n } = draw;
+    let images = generate(net, sampler, seed, stream, first, n, device)?.images;
+    Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
 }

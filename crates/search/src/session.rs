@@ -1,11 +1,14 @@
 //! One search in progress: what is known, and how to learn more.
 
-use crate::candidate::Candidate;
-use crate::config::SearchConfig;
+use crate::candidate::{Candidate, Model, Origin};
+use crate::config::{Budget, SearchConfig, Spent};
 use crate::log::{Evaluation, Log, Phase};
-use crate::score::Fitness;
-use lcsc_torch::Error;
-use std::time::Instant;
+use crate::methods::{Method, MethodName, rate};
+use crate::score::{Fitness, Scores};
+use lcsc_torch::{Error, Result};
+use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Where a search stands after a score.
 #[derive(Debug)]
@@ -14,9 +17,9 @@ pub struct Progress<'a> {
     pub evaluation: &'a Evaluation,
     /// Whether it came out of the log.
     pub replayed: bool,
-    /// Scores so far in this part: baselines, search, selection or report.
+    /// Scores so far in this part: baselines, a method, selection or report.
     pub done: u64,
-    /// Scores in this part; none where the budget is in seconds.
+    /// Scores in this part; none where the budget is in seconds or images.
     pub total: Option<u64>,
     /// Smallest distance so far in this part.
     pub best: f64,
@@ -39,58 +42,278 @@ impl From<Error> for Halt {
 /// The result of a step that may be stopped.
 pub(crate) type Step<T> = std::result::Result<T, Halt>;
 
+/// What to do next.
+enum Next {
+    Score(Vec<Candidate>),
+    /// Other workers are at what is left.
+    Wait,
+    Done,
+}
+
+/// Candidates that are merged in one pass over the checkpoints.
+const BATCH: usize = 8;
+/// How long a worker waits before it looks for the scores of others.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Scores candidates, each once: what the log holds is not computed again.
 pub(crate) struct Session<'a> {
     pub(crate) config: &'a SearchConfig,
     pub(crate) log: Log,
-    fitness: &'a mut dyn Fitness,
-    stop: &'a dyn Fn() -> bool,
-    progress: &'a mut dyn FnMut(&Progress),
-    done: u64,
+    pub(crate) fitness: &'a mut dyn Fitness,
+    /// Network evaluations an image.
+    pub(crate) nfe: usize,
+    pub(crate) stop: &'a dyn Fn() -> bool,
+    pub(crate) progress: &'a mut dyn FnMut(&Progress),
+    pub(crate) part: Part,
+}
+
+/// How far a part of the search got.
+#[derive(Default)]
+pub(crate) struct Part {
+    noted: BTreeSet<(Phase, u64)>,
     total: Option<u64>,
     best: f64,
 }
 
-impl<'a> Session<'a> {
-    pub(crate) fn new(
-        config: &'a SearchConfig,
-        log: Log,
-        fitness: &'a mut dyn Fitness,
-        stop: &'a dyn Fn() -> bool,
-        progress: &'a mut dyn FnMut(&Progress),
-    ) -> Self {
-        Self { config, log, fitness, stop, progress, done: 0, total: None, best: f64::INFINITY }
-    }
-
+impl Session<'_> {
     /// Begins the next part of the search.
     pub(crate) fn begin(&mut self, total: Option<u64>) {
-        (self.done, self.total, self.best) = (0, total, f64::INFINITY);
+        self.part = Part { noted: BTreeSet::new(), total, best: f64::INFINITY };
     }
 
-    /// The score of a candidate: out of the log, else computed and logged.
-    pub(crate) fn score(&mut self, phase: Phase, candidate: Candidate) -> Step<Evaluation> {
-        let logged = self.log.find(phase, candidate.id).cloned();
-        let replayed = logged.is_some();
-        let evaluation = match logged {
-            Some(evaluation) => evaluation,
-            None => self.evaluate(phase, candidate)?,
-        };
-        self.done += 1;
-        self.best = self.best.min(evaluation.scores.fd);
-        let (done, total, best) = (self.done, self.total, self.best);
-        (self.progress)(&Progress { evaluation: &evaluation, replayed, done, total, best });
-        Ok(evaluation)
+    /// The scores of candidates in a phase, in their order: out of the log, else computed and logged.
+    pub(crate) fn score(&mut self, phase: Phase, candidates: &[Candidate]) -> Step<Vec<Evaluation>> {
+        let mut replayed = true;
+        loop {
+            let next = self.log.locked(|log| open_jobs(log, phase, candidates))?;
+            let known = candidates.iter().filter_map(|c| self.log.find(phase, c.id));
+            for evaluation in known.cloned().collect::<Vec<_>>() {
+                self.note(&evaluation, replayed);
+            }
+            replayed = false;
+            match next {
+                Next::Score(jobs) => self.evaluate_all(phase, jobs, 0.0)?,
+                Next::Wait => self.wait()?,
+                Next::Done => break,
+            }
+        }
+        let find = |c: &Candidate| self.log.find(phase, c.id).cloned();
+        candidates.iter().map(find).collect::<Option<_>>().ok_or_else(|| Error::msg("a score got lost").into())
     }
 
-    fn evaluate(&mut self, phase: Phase, candidate: Candidate) -> Step<Evaluation> {
+    /// Asks and tells a method that begins at `start` until its budget is spent. All its scores by id.
+    pub(crate) fn search(
+        &mut self,
+        name: MethodName,
+        method: &mut Method,
+        budget: &Budget,
+        first_id: u64,
+        start: &Model,
+    ) -> Step<Vec<Evaluation>> {
+        let phase = Phase::Search(name);
+        let tunes = name == MethodName::Finetune;
+        let logged = self.log.scores(phase, first_id).count() as u64;
+        let mut tuned = if tunes { self.fitness.begin_tuning(start, logged)? } else { 0 };
+        let mut told = Told::new(name, first_id);
+        let mut replayed = true;
+        loop {
+            let (new, next) = self.log.locked(|log| told.catch_up_and_ask(log, method, budget))?;
+            for (evaluation, fraction) in new {
+                // Steps that the saved parameters do not know yet are taken again.
+                if let Origin::Finetune { step } = evaluation.candidate.origin
+                    && step >= tuned
+                {
+                    self.fitness.tune(step, rate(self.config.finetune.lr, self.nfe, fraction))?;
+                    tuned = step + 1;
+                }
+                self.note(&evaluation, replayed);
+            }
+            replayed = false;
+            match next {
+                Next::Score(jobs) => {
+                    tuned += u64::from(tunes);
+                    self.evaluate_all(phase, jobs, budget.fraction(told.spent))?;
+                }
+                Next::Wait => self.wait()?,
+                Next::Done => break,
+            }
+        }
+        if tunes {
+            self.fitness.end_tuning()?;
+        }
+        Ok(self.log.scores(phase, first_id).cloned().collect())
+    }
+
+    /// Shows a score once.
+    fn note(&mut self, evaluation: &Evaluation, replayed: bool) {
+        let part = &mut self.part;
+        if part.noted.insert((evaluation.phase, evaluation.candidate.id)) {
+            part.best = part.best.min(evaluation.scores.fd);
+            let (done, total, best) = (part.noted.len() as u64, part.total, part.best);
+            (self.progress)(&Progress { evaluation, replayed, done, total, best });
+        }
+    }
+
+    fn wait(&self) -> Step<()> {
+        if (self.stop)() {
+            return Err(Halt::Stopped);
+        }
+        sleep(PAUSE);
+        Ok(())
+    }
+
+    /// Scores candidates and logs each score at once; `fraction` of the budget was used up before.
+    fn evaluate_all(&mut self, phase: Phase, jobs: Vec<Candidate>, fraction: f64) -> Step<()> {
         if (self.stop)() {
             return Err(Halt::Stopped);
         }
         let started = Instant::now();
-        let scores = self.fitness.score(&candidate.model, phase.latents())?.worst_if_not_finite();
-        let seconds = started.elapsed().as_secs_f64();
-        let evaluation = Evaluation { candidate, worker: 0, phase, images: phase.images(self.config), scores, seconds };
-        self.log.append(evaluation.clone())?;
-        Ok(evaluation)
+        if phase.latents().is_some() {
+            self.fitness.prepare(&jobs.iter().map(|job| &job.model).collect::<Vec<_>>())?;
+        }
+        let merging = started.elapsed().as_secs_f64() / jobs.len() as f64;
+        for candidate in jobs {
+            if (self.stop)() {
+                return Err(Halt::Stopped);
+            }
+            let started = Instant::now();
+            let (scores, gradient) = self.evaluate(phase, &candidate, fraction)?;
+            let seconds = started.elapsed().as_secs_f64() + merging;
+            let (worker, images) = (self.log.worker(), phase.images(self.config));
+            let scores = scores.worst_if_not_finite();
+            let evaluation = Evaluation { candidate, worker, phase, images, scores, gradient, seconds };
+            self.log.append(&evaluation)?;
+            self.note(&evaluation, false);
+        }
+        Ok(())
+    }
+
+    fn evaluate(
+        &mut self,
+        phase: Phase,
+        candidate: &Candidate,
+        fraction: f64,
+    ) -> Result<(Scores, Option<Vec<Vec<f64>>>)> {
+        match (phase.latents(), &candidate.origin, &candidate.model) {
+            (Some(latents), _, model) => Ok((self.fitness.score(model, latents)?, None)),
+            (None, Origin::Gradient { step }, Model::Coefficients(alpha)) => {
+                let (fd, gradient) = self.fitness.gradient(alpha, *step)?;
+                Ok((Scores::of(fd), Some(gradient)))
+            }
+            (None, Origin::Finetune { step }, Model::Finetuned) => {
+                let lr = rate(self.config.finetune.lr, self.nfe, fraction);
+                Ok((Scores::of(self.fitness.tune(*step, lr)?), None))
+            }
+            (None, origin, _) => Err(Error::msg(format!("{phase}: {origin} is no step along a gradient"))),
+        }
+    }
+}
+
+/// Candidates without a score that nobody else is at.
+fn open_jobs(log: &mut Log, phase: Phase, candidates: &[Candidate]) -> Result<Next> {
+    let mut free: Vec<Candidate> = Vec::new();
+    let mut others = false;
+    for candidate in candidates.iter().filter(|c| log.find(phase, c.id).is_none()) {
+        let claim = log.claims(phase).find(|claim| claim.candidate.id == candidate.id);
+        if !claim.map_or(Ok(true), |claim| log.is_abandoned(claim))? {
+            others = true;
+        } else if free.len() < batch(log) && free.iter().all(|f| f.id != candidate.id) {
+            free.push(candidate.clone());
+        }
+    }
+    log.claim(phase, &free)?;
+    Ok(match free.is_empty() {
+        false => Next::Score(free),
+        true if others => Next::Wait,
+        true => Next::Done,
+    })
+}
+
+/// Candidates to take at once: one where others could take the next.
+fn batch(log: &Log) -> usize {
+    if log.is_shared() { 1 } else { BATCH }
+}
+
+/// What a method was told.
+struct Told {
+    name: MethodName,
+    first_id: u64,
+    ids: BTreeSet<u64>,
+    scores: Vec<f64>,
+    spent: Spent,
+}
+
+impl Told {
+    fn new(name: MethodName, first_id: u64) -> Self {
+        Self { name, first_id, ids: BTreeSet::new(), scores: Vec::new(), spent: Spent::default() }
+    }
+
+    /// Tells the method all scores that are new, each with the fraction of the budget before it, and asks what is next.
+    fn catch_up_and_ask(
+        &mut self,
+        log: &mut Log,
+        method: &mut Method,
+        budget: &Budget,
+    ) -> Result<(Vec<(Evaluation, f64)>, Next)> {
+        let phase = Phase::Search(self.name);
+        let scored = log.scores(phase, self.first_id).filter(|e| !self.ids.contains(&e.candidate.id));
+        let mut new = Vec::new();
+        for evaluation in scored.cloned().collect::<Vec<_>>() {
+            let fraction = budget.fraction(self.spent);
+            method.tell(&evaluation, fraction)?;
+            self.ids.insert(evaluation.candidate.id);
+            self.scores.push(evaluation.scores.fd);
+            self.spent.add(&evaluation);
+            new.push((evaluation, fraction));
+        }
+        Ok((new, self.ask(log, phase, method, budget)?))
+    }
+
+    fn ask(&self, log: &mut Log, phase: Phase, method: &Method, budget: &Budget) -> Result<Next> {
+        let mut going_on = 0;
+        let mut jobs = Vec::new();
+        for claim in log.claims(phase) {
+            match log.is_abandoned(claim)? {
+                true if jobs.is_empty() => jobs.push(claim.candidate.clone()),
+                true => {}
+                false => going_on += 1,
+            }
+        }
+        let begun = self.spent.evaluations + going_on;
+        let left = budget.evaluations.map_or(u64::MAX, |limit| limit.saturating_sub(begun));
+        let ended = budget.fraction(self.spent) >= 1.0 || left == 0 || self.has_stalled(budget);
+        if jobs.is_empty() && !ended {
+            let next = log.next_id().max(self.first_id);
+            let most = left.min(batch(log) as u64).min(method.most(next));
+            for id in next..next + most {
+                jobs.extend(method.ask(id)?);
+            }
+        }
+        log.claim(phase, &jobs)?;
+        Ok(match jobs.is_empty() {
+            false => Next::Score(jobs),
+            true if ended && going_on == 0 => Next::Done,
+            true => Next::Wait,
+        })
+    }
+
+    /// Whether the best score is too long ago.
+    fn has_stalled(&self, budget: &Budget) -> bool {
+        let Some(patience) = budget.patience else { return false };
+        let smoothed = if Phase::Search(self.name).latents().is_some() { 1 } else { SMOOTHED };
+        let means = self.scores.windows(smoothed).map(|w| w.iter().sum::<f64>() / smoothed as f64);
+        let best = means.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+        best.is_some_and(|(i, _)| (self.scores.len() - smoothed - i) as u64 >= patience)
+    }
+}
+
+/// Scores whose mean tells whether a method on fresh latents still improves.
+const SMOOTHED: usize = 10;
+
+impl Spent {
+    fn add(&mut self, evaluation: &Evaluation) {
+        self.evaluations += 1;
+        self.seconds += evaluation.seconds;
+        self.images += evaluation.images;
     }
 }

@@ -35,6 +35,8 @@ pub enum Stream {
     Features = 12,
     /// Class labels of generated images.
     Labels = 13,
+    /// Fresh latents of each step along a gradient.
+    StepLatents = 14,
 }
 
 /// The 64-bit seed of draw `n` in a stream: SplitMix64's finaliser over the three numbers.

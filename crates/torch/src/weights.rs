@@ -1,13 +1,14 @@
 //! Weights in memory and in safetensors files: strict both ways, written atomically.
 
 use crate::error::{Context, Error, Result};
-use crate::layout::ParamLayout;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use crate::layout::{ParamLayout, TensorSpec};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -185,15 +186,63 @@ impl SafeFile {
     /// # Errors
     /// There is none of that name, or its type is unknown here.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let info = self.header.info(name).ok_or_else(|| {
-            Error::file(&self.path, format!("has no tensor `{name}`; it holds {}", list(&self.names())))
-        })?;
+        let info = self.info(name)?;
         let kind = kind_of(info.dtype).ok_or_else(|| {
             Error::file(&self.path, format!("tensor `{name}` has type {:?}, unknown here", info.dtype))
         })?;
         let shape: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
-        let (begin, end) = info.data_offsets;
-        Tensor::f_from_data_size(&self.bytes[self.data + begin..self.data + end], &shape, kind).at(&self.path)
+        Tensor::f_from_data_size(&self.bytes[self.range(name)?], &shape, kind).at(&self.path)
+    }
+
+    /// Where in the file the bytes of a tensor lie.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn range(&self, name: &str) -> Result<Range<usize>> {
+        let (begin, end) = self.info(name)?.data_offsets;
+        Ok(self.data + begin..self.data + end)
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header
+            .info(name)
+            .ok_or_else(|| Error::file(&self.path, format!("has no tensor `{name}`; it holds {}", list(&self.names()))))
+    }
+
+    /// The weights of a network as the file holds them, on the CPU: `theta` is f32, bf16 or f16.
+    ///
+    /// # Errors
+    /// A tensor is missing, extra, mis-shaped or mis-typed (parameters: all f32, all bf16 or all f16; buffers: f32).
+    pub fn weights(&self, layout: &ParamLayout) -> Result<Weights> {
+        let expected: Vec<&str> = layout.params().iter().chain(layout.buffers()).map(|s| s.name.as_str()).collect();
+        let extra: Vec<String> = self.names().into_iter().filter(|n| !expected.contains(&n.as_str())).collect();
+        if !extra.is_empty() {
+            let message = format!("holds tensors that this network does not have: {}", list(&extra));
+            return Err(Error::file(&self.path, message));
+        }
+        let mut kinds = vec![Kind::Float, Kind::BFloat16, Kind::Half];
+        let mut pieces = Vec::with_capacity(layout.params().len());
+        for spec in layout.params() {
+            let piece = self.expect(spec, &kinds)?;
+            kinds = vec![piece.kind()];
+            pieces.push(piece.f_flatten(0, -1)?);
+        }
+        let buffers = layout.buffers().iter().map(|spec| self.expect(spec, &[Kind::Float])).collect::<Result<_>>()?;
+        Ok(Weights { theta: Tensor::f_cat(&pieces, 0)?, buffers })
+    }
+
+    /// A tensor of the network, of one of these types.
+    fn expect(&self, spec: &TensorSpec, kinds: &[Kind]) -> Result<Tensor> {
+        let tensor = self.tensor(&spec.name)?;
+        if tensor.size() != spec.shape {
+            let message = format!("tensor `{}` has shape {:?}, expected {:?}", spec.name, tensor.size(), spec.shape);
+            return Err(Error::file(&self.path, message));
+        }
+        if !kinds.contains(&tensor.kind()) {
+            let message = format!("tensor `{}` has type {:?}, expected {kinds:?}", spec.name, tensor.kind());
+            return Err(Error::file(&self.path, message));
+        }
+        Ok(tensor)
     }
 }
 
@@ -204,41 +253,14 @@ fn list(names: &[String]) -> String {
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
-/// The weights of a network out of a file.
+/// The weights of a network out of a file, in f32 on `device`.
 ///
 /// # Errors
-/// A tensor is missing, extra, mis-shaped or mis-typed (parameters: all f32, all bf16 or all f16; buffers: f32).
+/// Those of [`SafeFile::weights`], or the device has no room.
 pub fn load_weights(layout: &ParamLayout, file: &SafeFile, device: Device) -> Result<Weights> {
-    let expected: Vec<&str> = layout.params().iter().chain(layout.buffers()).map(|s| s.name.as_str()).collect();
-    let extra: Vec<String> = file.names().into_iter().filter(|n| !expected.contains(&n.as_str())).collect();
-    if !extra.is_empty() {
-        return Err(Error::file(
-            &file.path,
-            format!("holds tensors that this network does not have: {}", list(&extra)),
-        ));
-    }
-    let read = |spec: &crate::TensorSpec, kinds: &[Kind]| -> Result<Tensor> {
-        let tensor = file.tensor(&spec.name)?;
-        if tensor.size() != spec.shape {
-            let message = format!("tensor `{}` has shape {:?}, expected {:?}", spec.name, tensor.size(), spec.shape);
-            return Err(Error::file(&file.path, message));
-        }
-        if !kinds.contains(&tensor.kind()) {
-            let message = format!("tensor `{}` has type {:?}, expected {kinds:?}", spec.name, tensor.kind());
-            return Err(Error::file(&file.path, message));
-        }
-        Ok(tensor)
-    };
-    let mut kinds = vec![Kind::Float, Kind::BFloat16, Kind::Half];
-    let mut pieces = Vec::with_capacity(layout.params().len());
-    for spec in layout.params() {
-        let piece = read(spec, &kinds)?;
-        kinds = vec![piece.kind()];
-        pieces.push(piece.f_flatten(0, -1)?);
-    }
-    let theta = Tensor::f_cat(&pieces, 0)?.f_to_kind(Kind::Float)?.f_to(device)?;
-    let buffer = |spec| Ok(read(spec, &[Kind::Float])?.f_to(device)?);
-    Ok(Weights { theta, buffers: layout.buffers().iter().map(buffer).collect::<Result<_>>()? })
+    let Weights { theta, buffers } = file.weights(layout)?;
+    let buffers = buffers.iter().map(|b| Ok(b.f_to(device)?)).collect::<Result<_>>()?;
+    Ok(Weights { theta: theta.f_to_kind(Kind::Float)?.f_to(device)?, buffers })
 }
 
 /// Writes a file so that a reader finds the old one or the whole new one, also after a power cut.
@@ -304,6 +326,20 @@ mod tests {
             assert!(back.theta.equal(&weights.theta.to_kind(dtype.kind()).to_kind(Kind::Float)));
             assert!(back.buffers[0].equal(&weights.buffers[0]));
         }
+    }
+
+    #[test]
+    fn a_file_gives_its_own_type_and_where_its_bytes_lie() {
+        let layout = layout();
+        let weights = layout.init(1, Device::Cpu).unwrap();
+        let tensors = pack_weights(&layout, &weights, StorageDtype::Bf16).unwrap();
+        let bytes = serialize(&tensors, ("lcsc", "{}")).unwrap();
+        let file = SafeFile::from_bytes("x", bytes.clone()).unwrap();
+        let theta = file.weights(&layout).unwrap().theta;
+        assert!(theta.kind() == Kind::BFloat16 && theta.equal(&weights.theta.to_kind(Kind::BFloat16)));
+        let found = Tensor::from_data_size(&bytes[file.range("z.weight").unwrap()], &[4], Kind::BFloat16);
+        assert!(found.equal(&theta.narrow(0, 3, 4)));
+        assert!(file.range("y").unwrap_err().to_string().contains("no tensor `y`"));
     }
 
     #[test]

@@ -126,7 +126,8 @@ impl StageConfig {
 
     /// Everything about the stage itself that cannot work.
     pub fn validate(&self) -> Vec<Invalid> {
-        let mut found: Vec<Invalid> = self.objective.validate().into_iter().map(|i| i.under("objective")).collect();
+        let mut found: Vec<Invalid> =
+            self.objective.validate(self.nimg).into_iter().map(|i| i.under("objective")).collect();
         let mut check = |ok: bool, key: &str, message: String| {
             if !ok {
                 found.push(Invalid::new(key, message));

@@ -83,8 +83,7 @@ impl<'a> Trainer<'a> {
         };
         let mut trainer = Self::build(context, weights, progress)?;
         // From here on the folder knows its settings: a run of others is refused.
-        trainer.save_state()?;
-        trainer.writer.flush()?;
+        trainer.save()?;
         Ok(trainer)
     }
 
@@ -156,8 +155,7 @@ impl<'a> Trainer<'a> {
         let end = stage.images();
         while self.progress.nimg < nimg.min(end) {
             if stop() {
-                self.save_state()?;
-                self.writer.flush()?;
+                self.save()?;
                 return Ok(Ended::Stopped);
             }
             let step_began = Instant::now();
@@ -203,8 +201,7 @@ impl<'a> Trainer<'a> {
             }
         }
         if self.progress.nimg == end {
-            self.save_state()?;
-            self.writer.flush()?;
+            self.save()?;
         }
         Ok(Ended::Reached)
     }
@@ -261,8 +258,7 @@ impl<'a> Trainer<'a> {
             NonFinite::Stop => {
                 p.non_finite_steps -= 1;
                 p.non_finite_in_a_row -= 1;
-                self.save_state()?;
-                self.writer.flush()?;
+                self.save()?;
                 Err(Error::NonFinite(format!("{place} is not finite. {remedy}")))
             }
             NonFinite::Skip if p.non_finite_in_a_row > MOST_SKIPPED => Err(Error::NonFinite(format!(
@@ -326,6 +322,15 @@ impl<'a> Trainer<'a> {
         }
         self.log.append(&tick)?;
         Ok(())
+    }
+
+    /// Saves the training state: when this returns, it and all checkpoints before it are durable.
+    ///
+    /// # Errors
+    /// The disk is full or gone.
+    pub fn save(&mut self) -> Result<()> {
+        self.save_state()?;
+        self.writer.flush()
     }
 
     /// Queues the whole training state; checkpoints queued before are durable before it.

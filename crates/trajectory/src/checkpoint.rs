@@ -4,11 +4,15 @@ use crate::{JsonLines, RunFolder};
 use lcsc_torch::{Device, Error, ParamLayout, Result, SafeFile, StorageDtype, Weights, load_weights, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The name of the metadata entry in all our safetensors files.
 pub const METADATA: &str = "lcsc";
 
-const REMEDY: &str = "resume training from an earlier state to write it again, or delete its line in manifest.jsonl \
+pub(crate) const REMEDY: &str = "resume training from an earlier state to write it again, or delete its line in manifest.jsonl \
                       to leave it out";
 
 /// One saved checkpoint: a line of the manifest.
@@ -45,8 +49,16 @@ impl Checkpoint {
     /// # Errors
     /// The file is missing, torn or altered, or does not fit `layout`.
     pub fn load(&self, run: &RunFolder, layout: &ParamLayout, device: Device) -> Result<Weights> {
+        load_weights(layout, &self.open(run)?.0, device)
+    }
+
+    /// The file, checked to be the one that was written, with the stamp that it bore before it was read.
+    ///
+    /// # Errors
+    /// The file is missing, torn or altered.
+    pub(crate) fn open(&self, run: &RunFolder) -> Result<(SafeFile, Stamp)> {
         let path = run.trajectory().join(&self.file);
-        let bytes = std::fs::read(&path).map_err(|e| Error::file(&path, format!("unreadable: {e}; {REMEDY}")))?;
+        let (bytes, stamp) = read(&path).map_err(|e| unreadable(&path, &e))?;
         let found = blake3::hash(&bytes).to_hex();
         if found.as_str() != self.blake3 {
             let message = format!(
@@ -57,7 +69,53 @@ impl Checkpoint {
             );
             return Err(Error::file(path, message));
         }
-        load_weights(layout, &SafeFile::from_bytes(path, bytes)?, device)
+        Ok((SafeFile::from_bytes(path, bytes)?, stamp))
+    }
+}
+
+/// The stamp is taken first, so that it differs from that of a file that was altered while it was read.
+fn read(path: &Path) -> std::io::Result<(Vec<u8>, Stamp)> {
+    let mut file = File::open(path)?;
+    let stamp = Stamp::of(&file.metadata()?);
+    let mut bytes = Vec::with_capacity(stamp.bytes as usize);
+    file.read_to_end(&mut bytes)?;
+    Ok((bytes, stamp))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::file(path, format!("unreadable: {error}; {REMEDY}"))
+}
+
+/// What tells whether a file is still the one whose hash was checked, without reading it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    bytes: u64,
+    modified: (i64, i64),
+    inode: u64,
+}
+
+impl Stamp {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Self { bytes: metadata.len(), modified, inode: metadata.ino() }
+    }
+
+    /// Compares with what the system says now about the file at `path`.
+    ///
+    /// # Errors
+    /// It is missing, or bears another stamp.
+    pub(crate) fn check(self, path: &Path, now: std::io::Result<Metadata>) -> Result<()> {
+        let metadata = now.map_err(|e| unreadable(path, &e))?;
+        if Self::of(&metadata) != self {
+            let message = format!(
+                "torn or altered: it is no longer the file whose BLAKE3 hash was checked (then {} bytes, now {}; time of \
+                 change and inode count too); {REMEDY}",
+                self.bytes,
+                metadata.len()
+            );
+            return Err(Error::file(path, message));
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use lcsc_torch::{Context, Error, Result, sync_folder};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct JsonLines<T> {
     path: PathBuf,
     file: File,
+    /// Bytes and lines that were read or written through this handle.
+    known: (u64, usize),
     values: PhantomData<fn(&T) -> T>,
 }
 
@@ -27,18 +29,32 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     pub fn open(path: impl AsRef<Path>) -> Result<(Self, Vec<T>)> {
         let path = path.as_ref().to_path_buf();
         let is_new = !path.exists();
-        let mut file = File::options().create(true).read(true).append(true).open(&path).at(&path)?;
+        let file = File::options().create(true).read(true).append(true).open(&path).at(&path)?;
         if is_new {
             sync_folder(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         }
+        let mut lines = Self { path, file, known: (0, 0), values: PhantomData };
+        let values = lines.follow()?;
+        Ok((lines, values))
+    }
+
+    /// The values that other handles have appended since this one last read or wrote. A torn last line is cut off, so
+    /// that nobody may be writing meanwhile: writers that share a file hold a lock.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or a line is no `T`.
+    pub fn follow(&mut self) -> Result<Vec<T>> {
+        let (bytes_known, lines_known) = self.known;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).at(&path)?;
-        let (values, whole) = parse(&path, &bytes)?;
+        self.file.seek(SeekFrom::Start(bytes_known)).at(&self.path)?;
+        self.file.read_to_end(&mut bytes).at(&self.path)?;
+        let (values, whole) = parse(&self.path, &bytes, lines_known)?;
+        self.known = (bytes_known + whole as u64, lines_known + values.len());
         if whole < bytes.len() {
-            tracing::warn!("{}: the last line was torn and is cut off", path.display());
-            file.set_len(whole as u64).at(&path)?;
+            tracing::warn!("{}: the last line was torn and is cut off", self.path.display());
+            self.file.set_len(self.known.0).at(&self.path)?;
         }
-        Ok((Self { path, file, values: PhantomData }, values))
+        Ok(values)
     }
 
     /// The values of a file that is left as it is: a missing file has none, a torn last line is passed over.
@@ -48,13 +64,14 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     pub fn read(path: impl AsRef<Path>) -> Result<Vec<T>> {
         let path = path.as_ref();
         match std::fs::read(path) {
-            Ok(bytes) => Ok(parse(path, &bytes)?.0),
+            Ok(bytes) => Ok(parse(path, &bytes, 0)?.0),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             Err(e) => Err(e).at(path),
         }
     }
 
-    /// Appends a line in one write: another reader sees all of it or nothing.
+    /// Appends a line in one write: another reader sees all of it or nothing. Lines of other handles must have been
+    /// read before ([`JsonLines::follow`]).
     ///
     /// # Errors
     /// The file cannot be written.
@@ -62,7 +79,9 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
         let unwritable = |e| Error::file(&self.path, format!("a value cannot be written as JSON: {e}"));
         let mut line = serde_json::to_vec(value).map_err(unwritable)?;
         line.push(b'\n');
-        self.file.write_all(&line).at(&self.path)
+        self.file.write_all(&line).at(&self.path)?;
+        self.known = (self.known.0 + line.len() as u64, self.known.1 + 1);
+        Ok(())
     }
 
     /// The same, and returns only when the line would survive a power cut.
@@ -75,8 +94,9 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     }
 }
 
-/// The values, and how many bytes their lines have: fewer than there are where the last line is torn.
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<T>, usize)> {
+/// The values of lines that follow `lines_before` others, and how many bytes these lines have: fewer than there are where
+/// the last line is torn.
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], lines_before: usize) -> Result<(Vec<T>, usize)> {
     let mut values = Vec::new();
     let mut whole = 0;
     for line in bytes.split_inclusive(|&b| b == b'\n') {
@@ -87,7 +107,7 @@ fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<T>, usiz
             Ok(value) => values.push(value),
             Err(e) if whole + line.len() == bytes.len() && e.classify() != Category::Data => break,
             Err(e) => {
-                let message = format!("line {} is not what this program writes: {e}", values.len() + 1);
+                let message = format!("line {} is not what this program writes: {e}", lines_before + values.len() + 1);
                 return Err(Error::file(path, message));
             }
         }
@@ -119,6 +139,25 @@ mod tests {
         assert_eq!(values, [1, 2]);
         lines.append(&3).unwrap();
         assert_eq!(JsonLines::<u64>::read(&path).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn one_handle_follows_another() {
+        let (_temp, path) = file(b"1\n");
+        let (mut a, _) = JsonLines::<u64>::open(&path).unwrap();
+        let (mut b, values) = JsonLines::<u64>::open(&path).unwrap();
+        assert_eq!(values, [1]);
+        a.append(&2).unwrap();
+        a.append(&3).unwrap();
+        assert_eq!(b.follow().unwrap(), [2, 3]);
+        b.append(&4).unwrap();
+        assert!(b.follow().unwrap().is_empty());
+        assert_eq!(a.follow().unwrap(), [4]);
+        std::fs::write(&path, b"1\n2\n3\n4\n5\n6").unwrap();
+        assert_eq!(b.follow().unwrap(), [5]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"1\n2\n3\n4\n5\n");
+        std::fs::write(&path, b"1\n2\n3\n4\n5\nx\n7\n").unwrap();
+        assert!(b.follow().unwrap_err().to_string().contains("line 6"));
     }
 
     #[test]

@@ -4,10 +4,15 @@
 mod checkpoint;
 mod ema;
 mod jsonl;
+mod mapped;
+mod partition;
+mod placement;
 mod posthoc;
 mod profiles;
+mod rows;
 mod run_folder;
 mod schedule;
+mod share;
 mod state;
 #[cfg(test)]
 mod testing;
@@ -17,6 +22,8 @@ mod writer;
 pub use checkpoint::{Checkpoint, METADATA, Manifest};
 pub use ema::{EmaConfig, half_life_beta, power_function_beta, sigma_rel_to_gamma};
 pub use jsonl::JsonLines;
+pub use partition::Partition;
+pub use placement::{Memory, Placement};
 pub use posthoc::{power_function_response, solve_posthoc};
 pub use profiles::{half_life_profile, one_hot, power_function_profile, uniform};
 pub use run_folder::{RunFolder, RunLock};

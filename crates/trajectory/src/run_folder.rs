@@ -54,11 +54,25 @@ impl RunFolder {
     /// # Errors
     /// Another process holds it, or the file system refuses the lock.
     pub fn lock(&self) -> Result<RunLock> {
+        let lock = self.wait_for(fs4::FileExt::try_lock)?;
+        remove_temporaries(&self.path)?;
+        Ok(lock)
+    }
+
+    /// Takes the folder for this process and others that share it so: for workers at one search.
+    ///
+    /// # Errors
+    /// A process holds it for itself, or the file system refuses the lock.
+    pub fn lock_shared(&self) -> Result<RunLock> {
+        self.wait_for(fs4::FileExt::try_lock_shared)
+    }
+
+    fn wait_for(&self, try_lock: fn(&File) -> std::result::Result<(), fs4::TryLockError>) -> Result<RunLock> {
         let path = self.path.join(".lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
         let asked = Instant::now();
         loop {
-            match fs4::FileExt::try_lock(&file) {
+            match try_lock(&file) {
                 Ok(()) => break,
                 // A killed process with gigabytes of memory takes a moment to be gone.
                 Err(fs4::TryLockError::WouldBlock) if asked.elapsed() < LOCK_PATIENCE => sleep(LOCK_PATIENCE / 10),
@@ -70,7 +84,6 @@ impl RunFolder {
                 Err(fs4::TryLockError::Error(e)) => return Err(e).at(&path),
             }
         }
-        remove_temporaries(&self.path)?;
         Ok(RunLock { _file: file })
     }
 
@@ -172,6 +185,19 @@ mod tests {
         assert!(text.contains("run-7: another process works on this run"), "{text}");
         drop(first);
         run.lock().unwrap();
+    }
+
+    #[test]
+    fn workers_share_a_lock_that_keeps_others_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(temp.path()).unwrap();
+        let (first, second) = (run.lock_shared().unwrap(), run.lock_shared().unwrap());
+        drop(first);
+        assert!(run.lock().is_err());
+        drop(second);
+        let held = run.lock().unwrap();
+        assert!(run.lock_shared().is_err());
+        drop(held);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A tiny network and a trajectory of it, for tests.
 
 use crate::{Checkpoint, RunFolder, Writer};
-use lcsc_torch::{Device, Init, LayoutBuilder, ParamLayout, StorageDtype, Tensor};
+use lcsc_torch::{Device, Init, Kind, LayoutBuilder, ParamLayout, StorageDtype, Tensor, Weights};
 
 /// Seven parameters in two tensors, and a buffer.
 pub fn layout() -> ParamLayout {
@@ -13,21 +13,30 @@ pub fn layout() -> ParamLayout {
 }
 
 /// A run with `k` raw checkpoints 100 images apart, and their parameters (−0.0 and a subnormal among them).
-pub fn trajectory(k: u64, dtype: StorageDtype) -> (tempfile::TempDir, RunFolder, Vec<Tensor>) {
+pub fn trajectory(k: usize, dtype: StorageDtype) -> (tempfile::TempDir, RunFolder, Vec<Tensor>) {
+    trajectory_of(&layout(), &vec![dtype; k])
+}
+
+/// The same with a checkpoint of each type, and the parameters as the files hold them, in f32.
+pub fn trajectory_of(layout: &ParamLayout, types: &[StorageDtype]) -> (tempfile::TempDir, RunFolder, Vec<Tensor>) {
     let temp = tempfile::tempdir().unwrap();
     let run = RunFolder::create(temp.path()).unwrap();
-    let mut writer = Writer::start(&run).unwrap();
     let mut thetas = Vec::new();
-    for i in 1..=k {
-        let weights = layout().init(i, Device::Cpu).unwrap();
+    for (i, &dtype) in (1..).zip(types) {
+        let weights = layout.init(i, Device::Cpu).unwrap();
         let _ = weights.theta.get(0).fill_(-0.0);
         let _ = weights.theta.get(1).fill_(1e-41);
-        let checkpoint = Checkpoint::new("edm", 100 * i, 100 * i, "raw", dtype);
-        writer.checkpoint(checkpoint, &layout(), &weights, "{}").unwrap();
-        thetas.push(weights.theta);
+        append(&run, layout, 100 * i, dtype, &weights);
+        thetas.push(weights.theta.to_kind(dtype.kind()).to_kind(Kind::Float));
     }
-    writer.finish().unwrap();
     (temp, run, thetas)
+}
+
+/// Writes one more raw checkpoint.
+pub fn append(run: &RunFolder, layout: &ParamLayout, nimg: u64, dtype: StorageDtype, weights: &Weights) {
+    let mut writer = Writer::start(run).unwrap();
+    writer.checkpoint(Checkpoint::new("edm", nimg, nimg, "raw", dtype), layout, weights, "{}").unwrap();
+    writer.finish().unwrap();
 }
 
 /// The bits of an f32 vector, so that −0.0 and 0.0 differ.

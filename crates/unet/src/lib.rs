@@ -2,7 +2,9 @@
 
 mod blocks;
 mod config;
+mod groups;
 mod song;
 
 pub use config::{Decoder, Embedding, Encoder, ImageShape, SongUNetConfig};
+pub use groups::level_groups;
 pub use song::SongUNet;

@@ -1,0 +1,107 @@
+//! Searches while training goes on: how good the merged model is by now.
+
+use crate::search::{Material, Plan, Results, run_search};
+use crate::session::Session;
+use lcsc_search::{Coefficients, Label, Model, Row, Saved, SearchConfig};
+use lcsc_torch::{Error, Result};
+use lcsc_trajectory::JsonLines;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What one of them found: a line of `search/during.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// Images of the stage.
+    pub nimg: u64,
+    /// How the merged model came about.
+    pub detail: String,
+    /// Fréchet distances on the selection latents; none where images are not finite.
+    pub fd_last: Option<f64>,
+    pub fd_ema: Option<f64>,
+    pub fd_lcsc: Option<f64>,
+    /// Seconds that the search took.
+    pub seconds: f64,
+    /// What the coefficients combine.
+    pub rows: Vec<Saved>,
+    /// None where a recorded EMA track was best.
+    pub coefficients: Option<Coefficients>,
+}
+
+fn log_path(session: &Session) -> PathBuf {
+    session.run.search("during.jsonl")
+}
+
+/// Whether a search is due after the step that reached `nimg` images.
+pub fn is_due(session: &Session, nimg: u64, batch: u64) -> bool {
+    let every = session.config.search.during.every_nimg;
+    nimg >= every && (nimg - batch) / every != nimg / every
+}
+
+/// Searches what the stage has saved so far, unless that was done. False: a signal came.
+///
+/// # Errors
+/// A checkpoint is damaged, or the disk is full.
+pub fn search(session: &Session, nimg: u64) -> Result<bool> {
+    let (mut log, found) = JsonLines::<Found>::open(log_path(session))?;
+    if found.iter().any(|f| f.nimg == nimg) {
+        return Ok(true);
+    }
+    let mut plan = plan(session, nimg);
+    let Ok(material) = Material::load(session, &plan) else {
+        tracing::info!("after {nimg} images: too few checkpoints to search");
+        return Ok(true);
+    };
+    let suite = session.suite().map_err(|e| Error::msg(e.to_string()))?;
+    let rows = material.space(session, suite, &plan).rows;
+    let before = found.iter().rev().find_map(|f| f.coefficients.as_ref().map(|c| (f, c)));
+    if let Some((f, coefficients)) = before {
+        plan.given.push((format!("found after {} images", f.nimg), coefficients.moved(&f.rows, &rows)?));
+    }
+    let Some(outcome) = run_search(session, suite, &material, &plan, None)? else { return Ok(false) };
+    let fd = |label| outcome.row(label).and_then(|row: &Row| row.fd_selection).filter(|fd| fd.is_finite());
+    let lcsc = outcome.row(Label::Lcsc).ok_or_else(|| Error::msg("the search has no result"))?;
+    let coefficients = match &lcsc.model {
+        Model::Coefficients(alpha) => Some(alpha.clone()),
+        Model::Track(_) | Model::Finetuned => None,
+    };
+    let [fd_last, fd_ema, fd_lcsc] = [Label::Last, Label::Ema, Label::Lcsc].map(fd);
+    let now = Found {
+        nimg,
+        detail: lcsc.detail.clone(),
+        fd_last,
+        fd_ema,
+        fd_lcsc,
+        seconds: outcome.seconds,
+        rows,
+        coefficients,
+    };
+    let figure = |fd: Option<f64>| lcsc_report::figure(fd.unwrap_or(f64::INFINITY));
+    tracing::info!("after {nimg} images: best EMA {}, LCSC {}", figure(fd_ema), figure(fd_lcsc));
+    let best_before = found.iter().filter_map(|f| f.fd_lcsc).fold(f64::INFINITY, f64::min);
+    if fd_lcsc.is_some_and(|fd| fd < best_before) {
+        let results = Results { session, plan: &plan, suite, material: &material, outcome: &outcome };
+        results.write_merged(&session.run.merged())?;
+    }
+    log.append_durable(&now)?;
+    Ok(true)
+}
+
+/// A small search: its table is measured on as many images as its candidates.
+fn plan(session: &Session, nimg: u64) -> Plan {
+    let mut plan = Plan { most_nimg: Some(nimg), ..Plan::new(&session.config, &format!("during/{nimg:012}")) };
+    let SearchConfig { images, during, .. } = session.config.search.clone();
+    plan.search = SearchConfig { budget: during.budget, report_images: images, report_seeds: 1, ..plan.search };
+    plan
+}
+
+/// The best that was found while training, as coefficients of the rows of the final search.
+///
+/// # Errors
+/// The log of the searches is damaged.
+pub fn best(session: &Session, rows: &[Saved]) -> Result<Option<(String, Coefficients)>> {
+    let found = JsonLines::<Found>::read(log_path(session))?;
+    let fd = |f: &Found| f.fd_lcsc.unwrap_or(f64::INFINITY);
+    let Some(best) = found.iter().min_by(|a, b| fd(a).total_cmp(&fd(b))) else { return Ok(None) };
+    let alpha = best.coefficients.as_ref().and_then(|alpha| alpha.placed(&best.rows, rows));
+    Ok(alpha.map(|alpha| (format!("found after {} images", best.nimg), alpha)))
+}

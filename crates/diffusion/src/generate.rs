@@ -1,0 +1,83 @@
+//! The images of a latent stream: latents, classes and sampler noise of each are functions of (seed, stream, index).
+
+use crate::model::{Conditioning, Denoiser, one_hot, random_classes};
+use crate::sampler::SamplerConfig;
+use crate::solver::{Samples, first_state, step, try_sample};
+use lcsc_torch::{Device, Kind, Result, Stream, Tensor, derive_seed, latents};
+use lcsc_unet::ImageShape;
+
+/// Which images: `first..first+n` of a latent stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// Seed of the stream.
+    pub seed: u64,
+    /// What the images are for.
+    pub stream: Stream,
+    /// Index of the first image.
+    pub first: u64,
+    /// N, the number of images.
+    pub n: usize,
+}
+
+/// The images `first..first+n` of a latent stream, without gradient: latents, classes and sampler noise of each image
+/// are functions of (seed, stream, index), so that they do not depend on how many are made at once.
+///
+/// # Errors
+/// The device has no room for the latents.
+pub fn generate(
+    net: &Denoiser,
+    config: &SamplerConfig,
+    seed: u64,
+    stream: Stream,
+    first: u64,
+    n: usize,
+    device: Device,
+) -> Result<Samples> {
+    let source = Source::new(config, net.model().image, Draw { seed, stream, first, n }, device)?;
+    let denoise = |x: &Tensor, sigma: f64| source.denoise(net, x, sigma);
+    lcsc_torch::tch::no_grad(|| try_sample(config, &source.z, denoise, |i| source.noise(i)))
+}
+
+/// All that images of a draw are made from beside the weights.
+pub(crate) struct Source<'c> {
+    config: &'c SamplerConfig,
+    image: ImageShape,
+    draw: Draw,
+    device: Device,
+    /// Unit normal latents f32 [N,C,H,W].
+    z: Tensor,
+    conditioning: Conditioning,
+}
+
+impl<'c> Source<'c> {
+    pub(crate) fn new(config: &'c SamplerConfig, image: ImageShape, draw: Draw, device: Device) -> Result<Self> {
+        let Draw { seed, stream, first, n } = draw;
+        let z = latents(seed, stream, first, n, image.chw(), device)?;
+        let classes = random_classes(derive_seed(seed, stream, 0), first, n, image.label_dim, device);
+        let conditioning = Conditioning { labels: one_hot(classes.as_ref(), image.label_dim), augment_labels: None };
+        Ok(Self { config, image, draw, device, z, conditioning })
+    }
+
+    /// The state x_0 of the sampler.
+    pub(crate) fn first_state(&self) -> Tensor {
+        first_state(self.config, &self.z)
+    }
+
+    /// The state x_{i+1} of the sampler after the state `x` = x_i.
+    pub(crate) fn step(&self, net: &Denoiser, i: usize, x: &Tensor) -> Result<Tensor> {
+        step(self.config, i, x, |x, sigma| self.denoise(net, x, sigma), |k| self.noise(k))
+    }
+
+    /// D(x;σ) f32 [N,C,H,W] for the classes of the draw.
+    fn denoise(&self, net: &Denoiser, x: &Tensor, sigma: f64) -> Tensor {
+        let sigma = Tensor::full([self.draw.n as i64], sigma, (Kind::Float, self.device));
+        net.denoise(x, &sigma, self.config.scalings(), &self.conditioning, false)
+    }
+
+    /// The i-th unit normal noise f32 [N,C,H,W] that a stochastic sampler adds.
+    fn noise(&self, i: usize) -> Result<Tensor> {
+        let Draw { seed, stream, first, n } = self.draw;
+        let seed = derive_seed(derive_seed(seed, stream, 0), Stream::SamplerNoise, i as u64);
+        latents(seed, Stream::SamplerNoise, first, n, self.image.chw(), self.device)
+    }
+}
