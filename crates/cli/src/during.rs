@@ -47,10 +47,11 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
         return Ok(true);
     }
     let mut plan = plan(session, nimg);
-    let Ok(material) = Material::load(session, &plan) else {
+    if !Material::is_enough(session, &plan)? {
         tracing::info!("after {nimg} images: too few checkpoints to search");
         return Ok(true);
-    };
+    }
+    let material = Material::load(session, &plan)?;
     let suite = session.suite().map_err(|e| Error::msg(e.to_string()))?;
     let rows = material.space(session, suite, &plan).rows;
     let before = found.iter().rev().find_map(|f| f.coefficients.as_ref().map(|c| (f, c)));

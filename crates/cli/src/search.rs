@@ -15,7 +15,7 @@ use crate::session::Session;
 use crate::{Ended, during, train, ui};
 use lcsc_diffusion::SamplerConfig;
 use lcsc_metrics::Suite;
-use lcsc_search::{Budget, Coefficients, Fitness, Outcome, Run, SampledFitness, SearchConfig, When, Worker};
+use lcsc_search::{Budget, Coefficients, Fitness, Outcome, Run, SampledFitness, SearchConfig, Setting, When, Worker};
 use lcsc_torch::{Context, Result, catch};
 use lcsc_train::{StageRecord, Trainer};
 use lcsc_trajectory::{RunFolder, TrainingState};
@@ -117,16 +117,16 @@ pub fn run_search(
     let folder = session.run.search(&plan.name);
     std::fs::create_dir_all(&folder).at(&folder)?;
     let worker = plan.worker.then(|| Worker::start(&folder)).transpose()?;
-    let mut fitness = SampledFitness::new(
-        &material.model,
-        material.models(),
+    let setting = Setting {
+        model: &material.model,
+        models: material.models(),
         suite,
-        &plan.sampler,
-        &plan.search,
-        session.config.seed,
-        session.device,
-        folder.join(material::FINETUNED),
-    );
+        sampler: &plan.sampler,
+        config: &plan.search,
+        seed: session.config.seed,
+        device: session.device,
+    };
+    let mut fitness = SampledFitness::new(setting, folder.join(material::FINETUNED));
     let methods: Vec<&str> = plan.search.method.iter().map(|m| m.name()).collect();
     tracing::info!(
         "searching {} checkpoints ({}) by {}{}",

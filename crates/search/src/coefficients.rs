@@ -176,7 +176,7 @@ mod tests {
 
         #[test]
         fn renormalising_keeps_the_proportions(values in vec(0.1..5.0, 1..64)) {
-            let c = Coefficients::renormalised(&[values.clone()]).unwrap();
+            let c = Coefficients::renormalised(std::slice::from_ref(&values)).unwrap();
             prop_assert!((c.rows()[0].iter().sum::<f64>() - 1.0).abs() < 1e-12);
             for (a, b) in c.rows()[0].iter().zip(&values) {
                 prop_assert!((a * values[0] - b * c.rows()[0][0]).abs() < 1e-10);

@@ -16,15 +16,28 @@ use std::path::PathBuf;
 /// Memory for models merged in one pass, in bytes.
 const MERGED_BYTES: usize = 1 << 30;
 
+/// All that a model's score depends on.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The network.
+    pub model: &'a lcsc_diffusion::Model,
+    /// What its weights are made of.
+    pub models: Models<'a>,
+    /// Extractors and reference statistics.
+    pub suite: &'a Suite,
+    /// How images are made.
+    pub sampler: &'a SamplerConfig,
+    /// Numbers of images.
+    pub config: &'a SearchConfig,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Where to sample.
+    pub device: Device,
+}
+
 /// Merges, samples and measures.
 pub struct SampledFitness<'a> {
-    model: &'a lcsc_diffusion::Model,
-    models: Models<'a>,
-    suite: &'a Suite,
-    sampler: &'a SamplerConfig,
-    config: &'a SearchConfig,
-    seed: u64,
-    device: Device,
+    setting: Setting<'a>,
     /// Models merged ahead.
     merged: Vec<(Model, Tensor)>,
     tuning: Option<Tuning>,
@@ -62,20 +75,9 @@ impl Models<'_> {
 }
 
 impl<'a> SampledFitness<'a> {
-    /// Scores `models` of the network `model`. The state of fine-tuning is kept in the file `tuning`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        model: &'a lcsc_diffusion::Model,
-        models: Models<'a>,
-        suite: &'a Suite,
-        sampler: &'a SamplerConfig,
-        config: &'a SearchConfig,
-        seed: u64,
-        device: Device,
-        tuning: PathBuf,
-    ) -> Self {
-        let (merged, tuning_path) = (Vec::new(), tuning);
-        Self { model, models, suite, sampler, config, seed, device, merged, tuning: None, tuning_path }
+    /// Scores models in this setting. The state of fine-tuning is kept in the file `tuning`.
+    pub fn new(setting: Setting<'a>, tuning: PathBuf) -> Self {
+        Self { setting, merged: Vec::new(), tuning: None, tuning_path: tuning }
     }
 
     /// The weights of a model, also of the fine-tuned one.
@@ -84,28 +86,30 @@ impl<'a> SampledFitness<'a> {
     /// Those of [`Models::weights`].
     pub fn weights(&self, model: &Model) -> Result<Weights> {
         if let Some((_, theta)) = self.merged.iter().find(|(merged, _)| merged == model) {
-            return Ok(self.models.window.with_theta(theta.shallow_clone()));
+            return Ok(self.setting.models.window.with_theta(theta.shallow_clone()));
         }
         match (model, &self.tuning) {
             (Model::Finetuned, Some(tuning)) => Ok(tuning.weights.with_theta(tuning.weights.theta.shallow_clone())),
-            (model, _) => self.models.weights(model),
+            (model, _) => self.setting.models.weights(model),
         }
     }
 
     /// The fresh latents of a step.
     fn step_latents(&self, step: u64, n: u64) -> LatentSet {
-        let seed = derive_seed(self.seed, Stream::StepLatents, step);
-        LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.config.chunk }
+        let seed = derive_seed(self.setting.seed, Stream::StepLatents, step);
+        LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.setting.config.chunk }
     }
 
     fn objective(&self) -> Objective<'a> {
-        Objective { model: self.model, sampler: self.sampler, scorer: &self.suite.primary, device: self.device }
+        let Setting { model, suite, sampler, device, .. } = self.setting;
+        Objective { model, sampler, scorer: &suite.primary, device }
     }
 
     fn report(&self, net: &Denoiser, latents: LatentSet) -> Result<Scores> {
-        let Suite { primary, independent, pixels } = self.suite;
+        let Suite { primary, independent, pixels } = self.setting.suite;
         let scorers = [primary, independent, pixels];
-        let Some(features) = sampled_features(net, self.sampler, &scorers, latents, self.device)? else {
+        let Some(features) = sampled_features(net, self.setting.sampler, &scorers, latents, self.setting.device)?
+        else {
             let infinite = f64::INFINITY;
             let report = ReportScores { fd_independent: infinite, fd_pixel: infinite, ..ReportScores::default() };
             return Ok(Scores { fd: infinite, report: Some(report) });
@@ -113,7 +117,7 @@ impl<'a> SampledFitness<'a> {
         let distance = |i: usize| scorers[i].reference.distance(&FeatureStats::of(&features[i])?);
         let neighbours = independent.precision_recall(&features[1])?;
         let report = ReportScores {
-            fd_std: primary.reference.bootstrap_std(&features[0], self.config.bootstrap, latents.seed)?,
+            fd_std: primary.reference.bootstrap_std(&features[0], self.setting.config.bootstrap, latents.seed)?,
             fd_independent: distance(1)?,
             fd_pixel: distance(2)?,
             precision: neighbours.precision,
@@ -126,8 +130,8 @@ impl<'a> SampledFitness<'a> {
 impl Fitness for SampledFitness<'_> {
     fn prepare(&mut self, models: &[&Model]) -> Result<()> {
         self.merged.clear();
-        let Models { window, partition, .. } = self.models;
-        let fits = MERGED_BYTES / (4 * self.model.layout.numel() as usize);
+        let Models { window, partition, .. } = self.setting.models;
+        let fits = MERGED_BYTES / (4 * self.setting.model.layout.numel() as usize);
         let combination = |model: &&Model| match model {
             Model::Coefficients(alpha) => Some(((*model).clone(), alpha.spread(partition.len()))),
             Model::Track(_) | Model::Finetuned => None,
@@ -146,28 +150,34 @@ impl Fitness for SampledFitness<'_> {
 
     fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
         let weights = self.weights(model)?;
-        let net = self.model.bind(&weights)?;
-        let SearchConfig { images, selection_images, report_images, chunk, .. } = *self.config;
+        let net = self.setting.model.bind(&weights)?;
+        let SearchConfig { images, selection_images, report_images, chunk, .. } = *self.setting.config;
         let fixed = |stream, n| {
-            let latents = LatentSet { seed: self.seed, stream, n, chunk };
-            let fd = sampled_distances(&net, self.sampler, &[&self.suite.primary], latents, self.device)?;
+            let latents = LatentSet { seed: self.setting.seed, stream, n, chunk };
+            let fd = sampled_distances(
+                &net,
+                self.setting.sampler,
+                &[&self.setting.suite.primary],
+                latents,
+                self.setting.device,
+            )?;
             Ok(Scores::of(fd[0]))
         };
         match latents {
             Latents::Search => fixed(Stream::SearchLatents, images),
             Latents::Selection => fixed(Stream::SelectionLatents, selection_images),
             Latents::Report(index) => {
-                let seed = derive_seed(self.seed, Stream::ReportLatents, index);
+                let seed = derive_seed(self.setting.seed, Stream::ReportLatents, index);
                 self.report(&net, LatentSet { seed, stream: Stream::ReportLatents, n: report_images, chunk })
             }
         }
     }
 
     fn gradient(&mut self, alpha: &Coefficients, step: u64) -> Result<(f64, Vec<Vec<f64>>)> {
-        let latents = self.step_latents(step, self.config.gradient.images);
-        let weights = self.models.weights(&Model::Coefficients(alpha.clone()))?;
+        let latents = self.step_latents(step, self.setting.config.gradient.images);
+        let weights = self.setting.models.weights(&Model::Coefficients(alpha.clone()))?;
         let (fd, theta_bar) = self.objective().value_and_gradient(&weights, latents)?;
-        let Models { window, partition, .. } = self.models;
+        let Models { window, partition, .. } = self.setting.models;
         let by_group = window.project(partition, &theta_bar)?;
         // Coefficients that all groups share have the sum of their derivatives.
         let shared = |k: usize| by_group.iter().map(|row| row[k]).sum();
@@ -175,12 +185,13 @@ impl Fitness for SampledFitness<'_> {
     }
 
     fn begin_tuning(&mut self, start: &Model, logged: u64) -> Result<u64> {
-        let tuning = Tuning::begin(self.models.weights(start)?, self.config, logged, &self.tuning_path)?;
+        let tuning =
+            Tuning::begin(self.setting.models.weights(start)?, self.setting.config, logged, &self.tuning_path)?;
         Ok(self.tuning.insert(tuning).steps())
     }
 
     fn tune(&mut self, step: u64, lr: f64) -> Result<f64> {
-        let latents = self.step_latents(step, self.config.finetune.images);
+        let latents = self.step_latents(step, self.setting.config.finetune.images);
         let objective = self.objective();
         let tuning = self.tuning.as_mut().ok_or_else(|| Error::msg("fine-tuning was not begun"))?;
         let (fd, theta_bar) = objective.value_and_gradient(&tuning.weights, latents)?;

@@ -132,7 +132,7 @@ pub struct Claim {
 #[serde(tag = "record", rename_all = "lowercase")]
 pub enum Record {
     /// The first line.
-    Header(Header),
+    Header(Box<Header>),
     /// A candidate that a worker of several is at.
     Claim(Claim),
     /// A score.
@@ -159,7 +159,7 @@ impl Log {
         let (mut lines, records) = JsonLines::open(path)?;
         let mut records = records.into_iter();
         match records.next() {
-            None => lines.append_durable(&Record::Header(header.clone()))?,
+            None => lines.append_durable(&Record::Header(Box::new(header.clone())))?,
             Some(Record::Header(logged)) => refuse_another_search(path, &logged, header)?,
             Some(Record::Evaluation(_) | Record::Claim(_)) => {
                 return Err(Error::file(path, "does not begin with the header of a search"));

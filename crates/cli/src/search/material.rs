@@ -35,10 +35,28 @@ impl Material {
         let model = config.model(stage, session.image);
         let partition = lcsc_search::partition(&lcsc_search::groups_of(&plan.search), &model.layout)?;
         let (rows, track_checkpoints) = checkpoints(session, stage, plan)?;
+        if of_base(&rows) < 2 {
+            let message = format!(
+                "stage `{}` has {} checkpoints in the window, expected at least 2 of a track: train further, or widen \
+                 search.window",
+                stage.name,
+                rows.len()
+            );
+            return Err(Error::file(session.run.manifest(), message));
+        }
         let window = Window::load(&session.run, &rows, &model.layout, config.memory(session.device))?;
         let load = |c: &Checkpoint| Ok((c.track.clone(), c.load(&session.run, &model.layout, session.device)?));
         let tracks = track_checkpoints.iter().map(load).collect::<Result<_>>()?;
         Ok(Self { model, window, partition, tracks, track_checkpoints })
+    }
+
+    /// Whether there are checkpoints enough to search.
+    ///
+    /// # Errors
+    /// The manifest is damaged.
+    pub fn is_enough(session: &Session, plan: &Plan) -> Result<bool> {
+        let stage = session.config.searched_stage();
+        stage.map_or(Ok(false), |stage| Ok(of_base(&checkpoints(session, stage, plan)?.0) >= 2))
     }
 
     /// What models are made of.
@@ -93,20 +111,13 @@ fn checkpoints(session: &Session, stage: &StageConfig, plan: &Plan) -> Result<(V
     for checkpoint in all.into_iter().filter(|c| asked(c) && c.nimg >= first) {
         tracks.entry((checkpoint.track == RAW, checkpoint.track.clone())).or_default().push(checkpoint);
     }
-    let rows: Vec<Checkpoint> = tracks.into_values().flat_map(|track| thinned(track, search.checkpoints)).collect();
-    let base = rows.last().map_or(RAW, |c| c.track.as_str());
-    let found = rows.iter().filter(|c| c.track == base).count();
-    if found < 2 {
-        return Err(Error::file(
-            session.run.manifest(),
-            format!(
-                "stage `{}` has {found} checkpoints of track `{base}` in the window, expected at least 2: train further, or \
-                 widen search.window",
-                stage.name,
-            ),
-        ));
-    }
+    let rows = tracks.into_values().flat_map(|track| thinned(track, search.checkpoints)).collect();
     Ok((rows, recorded))
+}
+
+/// How many of the saved weights are of the last track, which EMA profiles are over.
+fn of_base(rows: &[Checkpoint]) -> usize {
+    rows.iter().filter(|c| rows.last().is_some_and(|last| last.track == c.track)).count()
 }
 
 /// At most `most` of a track's checkpoints, evenly spaced from the last one back.

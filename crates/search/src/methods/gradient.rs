@@ -24,7 +24,7 @@ pub struct GradientConfig {
 
 impl Default for GradientConfig {
     fn default() -> Self {
-        Self { lr: 0.03, betas: [0.9, 0.99], images: 500 }
+        Self { lr: 0.06, betas: [0.9, 0.99], images: 250 }
     }
 }
 
@@ -48,7 +48,7 @@ pub struct FinetuneConfig {
 
 impl Default for FinetuneConfig {
     fn default() -> Self {
-        Self { lr: 2e-4, betas: [0.9, 0.99], images: 500 }
+        Self { lr: 2e-4, betas: [0.9, 0.99], images: 250 }
     }
 }
 

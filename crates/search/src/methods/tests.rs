@@ -213,11 +213,11 @@ fn penalties_pull_towards_small_coefficients_and_the_start() {
     // min |a − o|² + d·|a − e|² with e the best checkpoint, the last one: a = (o + d·e)/(1 + d).
     let near = end(Penalty { square: 0.0, distance: 1.0 });
     for g in 0..2 {
-        for i in 0..8 {
-            assert!((free.rows()[g][i] - OPTIMUM[i]).abs() < 0.02, "{free:?}");
-            assert!((small.rows()[g][i] - (OPTIMUM[i] + 0.125) / 2.0).abs() < 0.02, "{small:?}");
+        for (i, optimum) in OPTIMUM.into_iter().enumerate() {
             let start = if i == 7 { 1.0 } else { 0.0 };
-            assert!((near.rows()[g][i] - (OPTIMUM[i] + start) / 2.0).abs() < 0.02, "{near:?}");
+            assert!((free.rows()[g][i] - optimum).abs() < 0.02, "{free:?}");
+            assert!((small.rows()[g][i] - (optimum + 0.125) / 2.0).abs() < 0.02, "{small:?}");
+            assert!((near.rows()[g][i] - (optimum + start) / 2.0).abs() < 0.02, "{near:?}");
         }
     }
     let objective = Objective::new(Penalty { square: 2.0, distance: 3.0 }, Coefficients::one(vec![0.0, 1.0]).unwrap());
