@@ -3,13 +3,15 @@
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};
 use lcsc_metrics::{RealImages, Suite};
-use lcsc_torch::{Device, set_cpu_threads};
+use lcsc_torch::{Device, SafeFile, Stream, Tensor, derive_seed, set_cpu_threads};
+use lcsc_trajectory::METADATA;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
 
 /// The smallest config there is.
 pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/tiny/edm.toml");
@@ -121,6 +123,12 @@ pub fn spawn(folder: &Path, args: &[&str]) -> Child {
     command(folder, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+/// Sends a signal, such as `TERM`.
+pub fn send(signal: &str, child: &Child) {
+    let kill = format!("kill -{signal} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
 /// The whole lines of a file, none where it is missing.
 pub fn lines(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -130,6 +138,16 @@ pub fn lines(path: &Path) -> Vec<String> {
 /// The values of a file of JSON lines.
 pub fn json_lines(path: &Path) -> Vec<Value> {
     lines(path).iter().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// A log without what a clock said.
+pub fn without_times(log: &Path) -> Vec<Value> {
+    let mut lines = json_lines(log);
+    for line in &mut lines {
+        let line = line.as_object_mut().unwrap();
+        ["seconds", "img_per_s"].iter().for_each(|key| drop(line.remove(*key)));
+    }
+    lines
 }
 
 /// The value of a JSON file.
@@ -161,4 +179,69 @@ pub fn copy(from: &Path, to: &Path) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
+}
+
+/// The bits of all tensors of a weights file by name, in f32.
+pub fn bits(path: &Path) -> Vec<(String, Vec<u32>)> {
+    let file = SafeFile::open(path).unwrap();
+    let bits = |tensor: Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap().into_iter().map(f32::to_bits);
+    file.names().into_iter().map(|name| (name.clone(), bits(file.tensor(&name).unwrap()).collect())).collect()
+}
+
+/// What a weights file tells about itself.
+pub fn card(path: &Path) -> Value {
+    serde_json::from_str(SafeFile::open(path).unwrap().metadata(METADATA).unwrap()).unwrap()
+}
+
+/// Numbers from 0 to 1 of a seed that is printed; `LCSC_KILL_SEED` sets it, to see the same kills again.
+pub struct Moments {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Moments {
+    /// Prints the seed.
+    pub fn begin() -> Self {
+        let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
+        let seed = std::env::var("LCSC_KILL_SEED").map_or_else(|_| now(), |text| text.parse().unwrap());
+        println!("LCSC_KILL_SEED={seed}");
+        Self { seed, drawn: 0 }
+    }
+
+    fn next(&mut self) -> f64 {
+        self.drawn += 1;
+        derive_seed(self.seed, Stream::Search, self.drawn) as f64 / u64::MAX as f64
+    }
+
+    /// A whole number from `low` to `high`.
+    pub fn between(&mut self, low: usize, high: usize) -> usize {
+        low + (self.next() * (high - low + 1) as f64) as usize
+    }
+
+    /// Up to 40 ms.
+    fn pause(&mut self) -> Duration {
+        Duration::from_secs_f64(0.04 * self.next())
+    }
+}
+
+/// Waits until the logs have so many lines together. False: the process ended before.
+pub fn reaches(child: &mut Child, logs: &[&Path], count: usize) -> bool {
+    while logs.iter().map(|log| lines(log).len()).sum::<usize>() < count {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+/// Runs `lcsc` and kills it a random moment after its logs have so many lines. False: it had ended before.
+pub fn kill_at(folder: &Path, args: &[&str], logs: &[&Path], count: usize, moments: &mut Moments) -> bool {
+    let mut child = spawn(folder, args);
+    let alive = reaches(&mut child, logs, count);
+    std::thread::sleep(moments.pause());
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    println!("kill -9 at {count} lines: {status}");
+    alive && status.code().is_none()
 }

@@ -1,8 +1,8 @@
 //! Every command on a small finished run, and what a run refuses.
 
 use lcsc_tests::*;
-use lcsc_torch::{Kind, SafeFile, Tensor};
-use lcsc_trajectory::{METADATA, Manifest, RunFolder, TrainingState};
+use lcsc_torch::{Kind, SafeFile};
+use lcsc_trajectory::{Manifest, RunFolder, TrainingState};
 use npyz::npz::NpzArchive;
 use serde_json::Value;
 use std::path::Path;
@@ -22,17 +22,6 @@ fn small<'a>(command: &'a str, out: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec![command, TINY, "--out", out];
     SMALL.iter().chain(sets).for_each(|set| args.extend(["--set", set]));
     args
-}
-
-/// The bits of all tensors of a weights file by name, in f32.
-fn bits(path: &Path) -> Vec<(String, Vec<u32>)> {
-    let file = SafeFile::open(path).unwrap();
-    let bits = |tensor: Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap().into_iter().map(f32::to_bits);
-    file.names().into_iter().map(|name| (name.clone(), bits(file.tensor(&name).unwrap()).collect())).collect()
-}
-
-fn card(path: &Path) -> Value {
-    serde_json::from_str(SafeFile::open(path).unwrap().metadata(METADATA).unwrap()).unwrap()
 }
 
 /// Shape and values of an array of an npz file.

@@ -1,12 +1,8 @@
 //! A run that is killed at any moment, and resumed by the same command, ends like one that was left alone.
 
 use lcsc_tests::*;
-use lcsc_torch::{Stream, derive_seed};
 use lcsc_trajectory::{Manifest, RunFolder, TrainingState};
-use serde_json::Value;
 use std::path::Path;
-use std::process::{Child, Command};
-use std::time::{Duration, SystemTime};
 
 /// Two stages, with the state saved at every tick: 16 + 16 lines in train.jsonl.
 const CONFIG: &str = r#"
@@ -75,16 +71,6 @@ fn finished() -> tempfile::TempDir {
     folder
 }
 
-/// A log without what a clock said.
-fn without_times(log: &Path) -> Vec<Value> {
-    let mut lines = json_lines(log);
-    for line in &mut lines {
-        let line = line.as_object_mut().unwrap();
-        ["seconds", "img_per_s"].iter().for_each(|key| drop(line.remove(*key)));
-    }
-    lines
-}
-
 /// Everything that two run folders hold is the same, bit for bit, but for times.
 fn assert_same(found: &Path, expected: &Path) {
     let [a, b] = [found, expected].map(|p| RunFolder::open(p.join("run")).unwrap());
@@ -117,58 +103,6 @@ fn assert_same_search(found: &Path, expected: &Path) {
     assert_eq!(coefficients(found), coefficients(expected));
 }
 
-/// Numbers from 0 to 1 of a seed that is printed; `LCSC_KILL_SEED` sets it, to see the same kills again.
-struct Moments {
-    seed: u64,
-    drawn: u64,
-}
-
-impl Moments {
-    fn new() -> Self {
-        let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
-        let seed = std::env::var("LCSC_KILL_SEED").map_or_else(|_| now(), |text| text.parse().unwrap());
-        println!("LCSC_KILL_SEED={seed}");
-        Self { seed, drawn: 0 }
-    }
-
-    fn next(&mut self) -> f64 {
-        self.drawn += 1;
-        derive_seed(self.seed, Stream::Search, self.drawn) as f64 / u64::MAX as f64
-    }
-
-    /// A whole number from `low` to `high`.
-    fn between(&mut self, low: usize, high: usize) -> usize {
-        low + (self.next() * (high - low + 1) as f64) as usize
-    }
-
-    /// Up to 40 ms.
-    fn pause(&mut self) -> Duration {
-        Duration::from_secs_f64(0.04 * self.next())
-    }
-}
-
-/// Waits until the logs have so many lines together. False: the process ended before.
-fn reaches(child: &mut Child, logs: &[&Path], count: usize) -> bool {
-    while logs.iter().map(|log| lines(log).len()).sum::<usize>() < count {
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    true
-}
-
-/// Runs `lcsc` and kills it a random moment after its logs have so many lines. False: it had ended before.
-fn kill_at(folder: &Path, args: &[&str], logs: &[&Path], count: usize, moments: &mut Moments) -> bool {
-    let mut child = spawn(folder, args);
-    let alive = reaches(&mut child, logs, count);
-    std::thread::sleep(moments.pause());
-    child.kill().unwrap();
-    let status = child.wait().unwrap();
-    println!("kill -9 at {count} lines: {status}");
-    alive && status.code().is_none()
-}
-
 #[test]
 fn a_killed_run_ends_like_an_uninterrupted_one() {
     let (reference, killed) = (finished(), workplace());
@@ -176,7 +110,7 @@ fn a_killed_run_ends_like_an_uninterrupted_one() {
     let (training, search) = (run.join("train.jsonl"), run.join("search/default/evaluations.jsonl"));
     let logs = [training.as_path(), search.as_path()];
     let evaluations = lines(&reference.path().join("run/search/default/evaluations.jsonl")).len();
-    let mut moments = Moments::new();
+    let mut moments = Moments::begin();
     // Before the first state, twice in the first stage, at its end, twice in the second, twice in the search.
     let parts = [(0, 1), (2, 8), (9, 15), (16, 16), (17, 24), (25, 31), (34, 50), (51, 31 + evaluations)];
     let counts = parts.map(|(low, high)| moments.between(low, high));
@@ -222,11 +156,6 @@ fn a_signal_saves_everything_and_gives_its_status() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     succeed(stopped.path(), &RUN);
     assert_same(stopped.path(), reference.path());
-}
-
-fn send(signal: &str, child: &Child) {
-    let kill = format!("kill -{signal} {}", child.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
 #[test]

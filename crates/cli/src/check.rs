@@ -8,7 +8,7 @@ use lcsc_search::{SearchConfig, When};
 use lcsc_torch::Invalid;
 use lcsc_train::{StageConfig, Start};
 use lcsc_trajectory::EmaConfig;
-use lcsc_unet::SongUNetConfig;
+use lcsc_unet::{ImageShape, SongUNetConfig};
 use serde::de::DeserializeOwned;
 use toml::Value;
 
@@ -216,6 +216,13 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
         };
         problems.push(Problem::warning("sampler", message));
     }
+}
+
+/// Groups of coefficients that do not fit the network; asked of a config without errors, whose network can be made.
+pub fn check_groups(config: &Config, image: ImageShape) -> Option<Problem> {
+    let layout = config.model(config.searched_stage()?, image).layout;
+    let misfit = lcsc_search::partition(&lcsc_search::groups_of(&config.search), &layout).err()?;
+    Some(Problem::error("search.groups", misfit.to_string()))
 }
 
 fn check_method(search: &SearchConfig, stage: &StageConfig, problems: &mut Vec<Problem>) {

@@ -144,6 +144,11 @@ pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
     let sections = config.as_ref().map_or_else(|| document.value().into(), Sections::from);
     let data = check::check_sections(&sections, &mut problems);
     config.iter().for_each(|c| check::check_whole(c, &mut problems));
+    if let (Some(config), Some(data)) = (&config, &data)
+        && !problems.iter().any(Problem::is_error)
+    {
+        problems.extend(check::check_groups(config, config.image(data)));
+    }
     problems.sort_by_key(|problem| problem.span(document).map_or(usize::MAX, |span| span.start));
     (config.zip(data).map(|(config, data)| Loaded { config, data }), problems)
 }

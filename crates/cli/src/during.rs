@@ -16,7 +16,6 @@ pub struct Found {
     /// How the merged model came about.
     pub detail: String,
     /// Fréchet distances on the selection latents; none where images are not finite.
-    pub fd_last: Option<f64>,
     pub fd_ema: Option<f64>,
     pub fd_lcsc: Option<f64>,
     /// Seconds that the search took.
@@ -65,17 +64,9 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
         Model::Coefficients(alpha) => Some(alpha.clone()),
         Model::Track(_) | Model::Finetuned => None,
     };
-    let [fd_last, fd_ema, fd_lcsc] = [Label::Last, Label::Ema, Label::Lcsc].map(fd);
-    let now = Found {
-        nimg,
-        detail: lcsc.detail.clone(),
-        fd_last,
-        fd_ema,
-        fd_lcsc,
-        seconds: outcome.seconds,
-        rows,
-        coefficients,
-    };
+    let [fd_ema, fd_lcsc] = [Label::Ema, Label::Lcsc].map(fd);
+    let now =
+        Found { nimg, detail: lcsc.detail.clone(), fd_ema, fd_lcsc, seconds: outcome.seconds, rows, coefficients };
     let figure = |fd: Option<f64>| lcsc_report::figure(fd.unwrap_or(f64::INFINITY));
     tracing::info!("after {nimg} images: best EMA {}, LCSC {}", figure(fd_ema), figure(fd_lcsc));
     let best_before = found.iter().filter_map(|f| f.fd_lcsc).fold(f64::INFINITY, f64::min);

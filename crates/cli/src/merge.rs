@@ -96,8 +96,10 @@ pub fn command(args: &MergeArgs) -> miette::Result<Ended> {
         let Some(first) = checkpoints.first() else { bail!("{}: lists no checkpoint", source.display()) };
         let path = run.trajectory().join(&first.file);
         let card = SafeFile::open(&path)?;
-        let card: Card = serde_json::from_str(card.metadata(METADATA)?)
+        let mut card: Card = serde_json::from_str(card.metadata(METADATA)?)
             .map_err(|e| Error::file(&path, format!("metadata entry `{METADATA}`: {e}")))?;
+        // The evaluations that they were found for, where the run's sampler can have that number.
+        card.sampler = card.sampler.with_nfe(coefficients.nfe).unwrap_or(card.sampler);
         let model = card.model();
         // From mapped files: merging once is not worth the memory of all.
         let memory = Memory { device: Device::Cpu, device_bytes: 0, host_bytes: 0 };

@@ -35,7 +35,7 @@ fn by_patterns(layout: &ParamLayout, patterns: &[String]) -> Result<Partition> {
     let group_of: Vec<usize> = layout.params().iter().map(|p| first_fit(&p.name)).collect();
     if let Some(pattern) = (0..rest).find(|g| !group_of.contains(g)) {
         bail!(
-            "groups.patterns: `{}` fits no tensor that no pattern before it fits; names are such as `{}`",
+            "pattern `{}` fits no tensor that no pattern before it fits; names are such as `{}`",
             patterns[pattern],
             layout.params().first().map_or("", |p| p.name.as_str())
         );

@@ -11,7 +11,7 @@ use crate::{Ended, ui};
 use lcsc_metrics::Suite;
 use lcsc_report::{columns, figure};
 use lcsc_search::{Groups, Label, MethodName, Outcome, Row, SearchConfig};
-use lcsc_torch::{Error, Result, catch, write_atomic};
+use lcsc_torch::{Error, Result, bail, catch, write_atomic};
 use lcsc_train::StageRecord;
 use miette::IntoDiagnostic;
 use serde_json::{Value, json};
@@ -118,7 +118,9 @@ impl Study<'_> {
     fn prefix(&mut self, fractions: &[f64], stages: &[StageRecord]) -> Result<Table> {
         let stage =
             self.session.config.searched_stage().ok_or_else(|| Error::msg("the config has no stage to search"))?;
-        let trained = stages.iter().find(|s| s.name == stage.name).map_or(0.0, |s| s.seconds);
+        let Some(trained) = stages.iter().find(|s| s.name == stage.name && s.nimg >= stage.images()) else {
+            bail!("stage `{}` is not trained to its end: there is no whole that a fraction could reach", stage.name);
+        };
         let mut fractions: Vec<f64> = fractions.iter().copied().chain([1.0]).collect();
         fractions.sort_by(f64::total_cmp);
         fractions.dedup();
@@ -133,7 +135,7 @@ impl Study<'_> {
             let mut line = vec![fraction.to_string(), nimg.to_string(), material.window.len().to_string()];
             line.extend([ema.fd_heldout, ema.fd_independent, ema.fd_pixel].map(figure));
             line.extend([lcsc.fd_heldout, lcsc.fd_independent, lcsc.fd_pixel].map(figure));
-            let train_seconds = trained * fraction;
+            let train_seconds = trained.seconds * fraction;
             line.extend([train_seconds, outcome.seconds].map(|s| format!("{s:.0}")));
             lines.push(line);
             rows.push(json!({
