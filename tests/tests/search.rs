@@ -586,11 +586,14 @@ fn searches_while_training_are_resumed_like_the_training() {
     let said = succeed(reference.path(), &during());
     let run = reference.path().join("run");
     let found = json_lines(&run.join("search/during.jsonl"));
-    let count = |nimg: u64| lines(&run.join(format!("search/during/{nimg:012}/evaluations.jsonl"))).len();
+    let folders = [0, 1].map(|i| Path::new("search").join(found[i]["search"].as_str().unwrap()));
+    let folder = |i: usize| run.join(&folders[i]);
+    let count = |i: usize| lines(&folder(i).join("evaluations.jsonl")).len();
     let nimgs: Vec<u64> = found.iter().map(|f| f["nimg"].as_u64().unwrap()).collect();
     assert_eq!(nimgs, [160, 320]);
     for (i, (f, k)) in found.iter().zip([2, 5]).enumerate() {
-        let search = run.join(format!("search/during/{:012}", nimgs[i]));
+        let search = folder(i);
+        assert!(search.to_str().unwrap().contains(&format!("search/during/{:012}-", nimgs[i])), "{search:?}");
         let scores = evaluations(&search);
         let selected = scores.iter().filter(|e| e["phase"] == "selection").map(|e| number(e, "fd"));
         let [lcsc, ema] = ["fd_lcsc", "fd_ema"].map(|key| number(f, key));
@@ -614,19 +617,21 @@ fn searches_while_training_are_resumed_like_the_training() {
     assert_eq!(card(&run.join("merged.safetensors"))["merged"], coefficients(&run.join("search/default")));
     assert_done(reference.path(), &during(), &said);
 
+    let counts = [0, 1].map(count);
+
     // The logs of the training, of the searches on the way, of what they found, and of the final search.
     let run = killed.path().join("run");
     let logs = [
         run.join("train.jsonl"),
-        run.join("search/during/000000000160/evaluations.jsonl"),
-        run.join("search/during/000000000320/evaluations.jsonl"),
+        run.join(&folders[0]).join("evaluations.jsonl"),
+        run.join(&folders[1]).join("evaluations.jsonl"),
         run.join("search/during.jsonl"),
         run.join("search/default/evaluations.jsonl"),
     ];
     let logs = logs.each_ref().map(|log| log.as_path());
     let first = 5;
-    let second = first + count(160) + 1 + 5;
-    let last = second + count(320) + 1 + 2;
+    let second = first + counts[0] + 1 + 5;
+    let last = second + counts[1] + 1 + 2;
     let mut moments = Moments::begin();
     let mut kills = 0;
     let mut kill = |low, high| {
@@ -634,20 +639,29 @@ fn searches_while_training_are_resumed_like_the_training() {
         kills += u32::from(kill_at(killed.path(), &during(), &logs, at, &mut moments));
     };
     kill(1, first - 1);
-    kill(first + 1, first + count(160) - 3);
+    kill(first + 1, first + counts[0] - 3);
     // In training again: there is a model to use, but no whole to compare prefixes with.
     kill(second - 5, second - 3);
     let merged = card(&run.join("merged.safetensors"))["merged"].clone();
-    assert_eq!(merged["search"], "during/000000000160");
+    assert_eq!(Path::new("search").join(merged["search"].as_str().unwrap()), folders[0]);
     assert!(number(&merged, "fd_heldout") > 0.0 && !run.join("search/default").exists());
     assert!(json_lines(logs[0]).last().unwrap()["nimg"].as_u64().unwrap() < 384);
     succeed(killed.path(), &["sample", "--weights", "run/merged.safetensors", "--n", "4", "--out", "early.png"]);
     let message = refuse(killed.path(), &["search", "run", "--prefix", "0.5"]);
     assert!(message.contains("stage `edm` is not trained to its end"), "{message}");
-    kill(second + 1, second + count(320) - 3);
+    kill(second + 1, second + counts[1] - 3);
     kill(last + 1, last + 30);
     assert!(kills >= 3, "only {kills} kills found the process alive");
     assert_eq!(succeed(killed.path(), &during()).lines().count(), said.lines().count());
     assert_same(&run, &reference.path().join("run"));
     assert_eq!(card(&run.join("merged.safetensors"))["merged"]["search"], "default");
+
+    // A training that begins again otherwise forgets what was found.
+    std::fs::remove_file(run.join("state/state.safetensors")).unwrap();
+    let again = [&["train"][..], &during()[1..], &["--set", "seed=1"]].concat();
+    succeed(killed.path(), &again);
+    let found = json_lines(&run.join("search/during.jsonl"));
+    assert_eq!(found.iter().map(|f| f["nimg"].as_u64().unwrap()).collect::<Vec<_>>(), nimgs);
+    let begun = run.join("search").join(found[0]["search"].as_str().unwrap());
+    assert_eq!((&header(&begun)["seed"], &header(&begun)["given"]), (&json!(1), &json!([])));
 }

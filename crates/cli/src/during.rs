@@ -3,7 +3,7 @@
 use crate::search::{Material, Plan, Results, run_search};
 use crate::session::Session;
 use lcsc_search::{Coefficients, Label, Model, Row, Saved, SearchConfig};
-use lcsc_torch::{Error, Result};
+use lcsc_torch::{Error, Result, write_atomic};
 use lcsc_trajectory::JsonLines;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ use std::path::PathBuf;
 pub struct Found {
     /// Images of the stage.
     pub nimg: u64,
+    /// The search's folder: another one for other checkpoints and other settings.
+    pub search: String,
     /// How the merged model came about.
     pub detail: String,
     /// Fréchet distances on the selection latents; none where images are not finite.
@@ -36,15 +38,29 @@ pub fn is_due(session: &Session, nimg: u64, batch: u64) -> bool {
     nimg >= every && (nimg - batch) / every != nimg / every
 }
 
+/// Forgets what was found after more than `nimg` images, which are about to be trained again, perhaps otherwise.
+///
+/// # Errors
+/// The log cannot be read or written.
+pub fn cut(session: &Session, nimg: u64) -> Result<()> {
+    let path = log_path(session);
+    let found = JsonLines::<Found>::read(&path)?;
+    let kept: Vec<&Found> = found.iter().filter(|f| f.nimg <= nimg).collect();
+    if kept.len() == found.len() {
+        return Ok(());
+    }
+    let line = |f: &&Found| serde_json::to_string(f).map(|line| line + "\n");
+    let text: String =
+        kept.iter().map(line).collect::<std::result::Result<_, _>>().map_err(|e| Error::file(&path, e.to_string()))?;
+    write_atomic(&path, text.as_bytes())
+}
+
 /// Searches what the stage has saved so far, unless that was done. False: a signal came.
 ///
 /// # Errors
 /// A checkpoint is damaged, or the disk is full.
 pub fn search(session: &Session, nimg: u64) -> Result<bool> {
     let (mut log, found) = JsonLines::<Found>::open(log_path(session))?;
-    if found.iter().any(|f| f.nimg == nimg) {
-        return Ok(true);
-    }
     let mut plan = plan(session, nimg);
     if !Material::is_enough(session, &plan)? {
         tracing::info!("after {nimg} images: too few checkpoints to search");
@@ -52,7 +68,14 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
     }
     let material = Material::load(session, &plan)?;
     let suite = session.suite().map_err(|e| Error::msg(e.to_string()))?;
-    let rows = material.space(session, suite, &plan).rows;
+    let space = material.space(session, suite, &plan);
+    let settings = serde_json::to_string(&plan.search).map_err(|e| Error::msg(format!("search settings: {e}")))?;
+    let hash = blake3::hash((space.fingerprint + &settings).as_bytes()).to_hex();
+    plan.name = format!("during/{nimg:012}-{}", &hash[..8]);
+    if found.iter().any(|f| f.search == plan.name) {
+        return Ok(true);
+    }
+    let rows = space.rows;
     let before = found.iter().rev().find_map(|f| f.coefficients.as_ref().map(|c| (f, c)));
     if let Some((f, coefficients)) = before {
         plan.given.push((format!("found after {} images", f.nimg), coefficients.moved(&f.rows, &rows)?));
@@ -65,8 +88,16 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
         Model::Track(_) | Model::Finetuned => None,
     };
     let [fd_ema, fd_lcsc] = [Label::Ema, Label::Lcsc].map(fd);
-    let now =
-        Found { nimg, detail: lcsc.detail.clone(), fd_ema, fd_lcsc, seconds: outcome.seconds, rows, coefficients };
+    let now = Found {
+        nimg,
+        search: plan.name.clone(),
+        detail: lcsc.detail.clone(),
+        fd_ema,
+        fd_lcsc,
+        seconds: outcome.seconds,
+        rows,
+        coefficients,
+    };
     let figure = |fd: Option<f64>| lcsc_report::figure(fd.unwrap_or(f64::INFINITY));
     tracing::info!("after {nimg} images: best EMA {}, LCSC {}", figure(fd_ema), figure(fd_lcsc));
     let best_before = found.iter().filter_map(|f| f.fd_lcsc).fold(f64::INFINITY, f64::min);
@@ -80,7 +111,7 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
 
 /// A small search: its table is measured on as many images as its candidates.
 fn plan(session: &Session, nimg: u64) -> Plan {
-    let mut plan = Plan { most_nimg: Some(nimg), ..Plan::new(&session.config, &format!("during/{nimg:012}")) };
+    let mut plan = Plan { most_nimg: Some(nimg), ..Plan::new(&session.config, "during") };
     let SearchConfig { images, during, .. } = session.config.search.clone();
     plan.search = SearchConfig { budget: during.budget, report_images: images, report_seeds: 1, ..plan.search };
     plan

@@ -3,7 +3,7 @@
 use crate::check::saved;
 use crate::config::{Config, Loaded};
 use crate::train::checkpoint_bytes;
-use lcsc_search::{Budget, MethodName, SearchConfig};
+use lcsc_search::{Budget, MethodName, SearchConfig, When};
 use lcsc_train::StageConfig;
 use lcsc_trajectory::Placement;
 use lcsc_unet::ImageShape;
@@ -81,6 +81,10 @@ fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Re
         search.report_seeds
     )
     .into_diagnostic()?;
+    if search.when == When::During {
+        let times = (stage.images() - 1) / search.during.every_nimg;
+        writeln!(o, "           and {times} small searches while training").into_diagnostic()?;
+    }
     Ok(out)
 }
 

@@ -78,6 +78,9 @@ fn train_stage(
         When::During if searched => session.config.search.during.every_nimg,
         When::During | When::After | When::Off => end,
     };
+    if every < end {
+        during::cut(session, trainer.nimg())?;
+    }
     while trainer.nimg() < end {
         // Also after a resume: the state is saved before the search that is due then.
         if every < end && during::is_due(session, trainer.nimg(), stage.batch) {
