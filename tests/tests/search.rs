@@ -520,7 +520,7 @@ fn workers_share_a_search_and_outlive_a_killed_one() {
 
     let survivors: Vec<Ended> = workers.into_iter().map(Worker::end).collect();
     let said = survivors[0].stdout.clone();
-    assert!(said.contains("search: evolution+cma-es, 60 evaluations of 32 images"), "{said}");
+    assert!(said.contains("search: evolution+cma-es, 60 evaluations, "), "{said}");
     for survivor in &survivors {
         assert_eq!((survivor.status, survivor.stdout.as_str()), (Some(0), said.as_str()));
     }

@@ -176,7 +176,7 @@ pub fn table(summary: &Summary) -> String {
     for line in [
         format!("* best on held-out latents: {n_heldout} images a seed, mean ± standard deviation"),
         format!("  FD of {extractor} against {reference}; independent and pixel FD have their own scales"),
-        format!("  search: {method}, {evaluations} evaluations of {n_search} images, {seconds:.0} s"),
+        format!("  search: {method}, {evaluations} evaluations, {seconds:.0} s; search FD of {n_search} images"),
     ] {
         text += &clip(&line, WIDTH);
         text.push('\n');
@@ -255,7 +255,7 @@ mod tests {
 * LCSC             51 checkpoints            1.250     1.600 ± 0.025       inf     1.000  0.75/0.50
 * best on held-out latents: 5000 images a seed, mean ± standard deviation
   FD of classifier-64 against digits; independent and pixel FD have their own scales
-  search: evolution, 700 evaluations of 1000 images, 40 s
+  search: evolution, 700 evaluations, 40 s; search FD of 1000 images
 ";
         assert_eq!(table(&summary()), expected);
     }
