@@ -68,7 +68,12 @@ fn the_summary_and_the_table_tell_the_same(run: &Path, table: &str) {
             assert!(fd > 0.0 && row.contains(&format!("{fd:.3}")), "{key} of {row}");
         }
     }
-    assert!(table.contains("6 evaluations, ") && table.contains("search FD of 64 images") && table.contains("merged.safetensors"), "{table}");
+    assert!(
+        table.contains("6 evaluations, ")
+            && table.contains("search FD of 64 images")
+            && table.contains("merged.safetensors"),
+        "{table}"
+    );
     for picture in ["lcsc.png", "comparison.png"] {
         assert!(image::open(run.join("samples").join(picture)).unwrap().width() > 8 * 16);
     }

@@ -3,9 +3,10 @@
 use crate::baselines::{SearchSpace, baselines};
 use crate::candidate::{Candidate, Model, Origin};
 use crate::config::{Groups, SearchConfig};
-use crate::log::{Evaluation, Header, Log, Phase};
+use crate::log::{Evaluation, Header, Log};
 use crate::methods::{Beginning, Method, MethodName};
 use crate::outcome::{Label, Outcome, Row};
+use crate::phase::Phase;
 use crate::score::Fitness;
 use crate::session::{Halt, Part, Progress, Session, Step};
 use crate::worker::Worker;

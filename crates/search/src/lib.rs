@@ -18,6 +18,7 @@ mod groups;
 mod log;
 mod methods;
 mod outcome;
+mod phase;
 mod score;
 mod session;
 mod tuning;
@@ -30,12 +31,13 @@ pub use config::{Budget, During, Groups, Penalty, SearchConfig, When};
 pub use driver::{Run, run};
 pub use fitness::{LatentSet, Models, SampledFitness, Setting, sampled_distances};
 pub use groups::{groups_of, partition};
-pub use log::{Claim, Evaluation, Header, Phase, Record};
+pub use log::{Claim, Evaluation, Header, Record};
 pub use methods::{
     AdamSteps, Beginning, CmaEs, CmaEsConfig, CmaSearch, Evolution, EvolutionConfig, FinetuneConfig, Gradient,
     GradientConfig, Member, Method, MethodName, Objective, OnePlusOne, OnePlusOneConfig,
 };
 pub use outcome::{Label, Outcome, Row};
+pub use phase::Phase;
 pub use score::{Fitness, Latents, ReportScores, Scores};
 pub use session::Progress;
 pub use worker::Worker;

@@ -156,7 +156,7 @@ fn sample_std(values: &[f64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Phase;
+    use crate::phase::Phase;
 
     fn winner(origin: Origin) -> Evaluation {
         let candidate = Candidate { id: 812, origin, model: Model::Track("ema".into()) };

@@ -2,8 +2,9 @@
 
 use crate::candidate::{Candidate, Model, Origin};
 use crate::config::{Budget, SearchConfig, Spent};
-use crate::log::{Evaluation, Log, Phase};
+use crate::log::{Evaluation, Log};
 use crate::methods::{Method, MethodName, rate};
+use crate::phase::Phase;
 use crate::score::{Fitness, Scores};
 use lcsc_torch::{Error, Result};
 use std::collections::BTreeSet;

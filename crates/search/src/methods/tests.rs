@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::Budget;
-use crate::log::Phase;
+use crate::phase::Phase;
 use lcsc_torch::{Stream, rng, standard_normal};
 use lcsc_trajectory::one_hot;
 
