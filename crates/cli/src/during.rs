@@ -78,7 +78,10 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
     let rows = space.rows;
     let before = found.iter().rev().find_map(|f| f.coefficients.as_ref().map(|c| (f, c)));
     if let Some((f, coefficients)) = before {
-        plan.given.push((format!("found after {} images", f.nimg), coefficients.moved(&f.rows, &rows)?));
+        // Where settings have changed meanwhile, there may be nothing to go on from.
+        let fits = coefficients.groups() == 1 || coefficients.groups() == material.partition.len();
+        let moved = coefficients.moved(&f.rows, &rows).ok().filter(|_| fits);
+        plan.given.extend(moved.map(|alpha| (format!("found after {} images", f.nimg), alpha)));
     }
     let Some(outcome) = run_search(session, suite, &material, &plan, None)? else { return Ok(false) };
     let fd = |label| outcome.row(label).and_then(|row: &Row| row.fd_selection).filter(|fd| fd.is_finite());
@@ -117,14 +120,21 @@ fn plan(session: &Session, nimg: u64) -> Plan {
     plan
 }
 
-/// The best that was found while training, as coefficients of the rows of the final search.
+/// The best that was found while training of what the rows and groups of the final search can give, as its coefficients.
 ///
 /// # Errors
 /// The log of the searches is damaged.
-pub fn best(session: &Session, rows: &[Saved]) -> Result<Option<(String, Coefficients)>> {
-    let found = JsonLines::<Found>::read(log_path(session))?;
+pub fn best(session: &Session, rows: &[Saved], groups: usize) -> Result<Option<(String, Coefficients)>> {
+    let mut found = JsonLines::<Found>::read(log_path(session))?;
     let fd = |f: &Found| f.fd_lcsc.unwrap_or(f64::INFINITY);
-    let Some(best) = found.iter().min_by(|a, b| fd(a).total_cmp(&fd(b))) else { return Ok(None) };
-    let alpha = best.coefficients.as_ref().and_then(|alpha| alpha.placed(&best.rows, rows));
-    Ok(alpha.map(|alpha| (format!("found after {} images", best.nimg), alpha)))
+    found.sort_by(|a, b| fd(a).total_cmp(&fd(b)));
+    let placed = |f: &Found| {
+        let alpha = f.coefficients.as_ref().filter(|alpha| alpha.groups() == 1 || alpha.groups() == groups)?;
+        Some((format!("found after {} images", f.nimg), alpha.placed(&f.rows, rows)?))
+    };
+    let best = found.iter().find_map(placed);
+    if best.is_none() && !found.is_empty() {
+        tracing::warn!("nothing that was found while training is of the checkpoints and groups of this search");
+    }
+    Ok(best)
 }

@@ -4,6 +4,7 @@ use crate::check::saved;
 use crate::config::{Config, Loaded};
 use crate::train::checkpoint_bytes;
 use lcsc_search::{Budget, MethodName, SearchConfig, When};
+use lcsc_torch::StorageDtype;
 use lcsc_train::StageConfig;
 use lcsc_trajectory::Placement;
 use lcsc_unet::ImageShape;
@@ -51,8 +52,9 @@ fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Re
     let model = config.model(stage, image);
     let (p, k) = (model.layout.numel() as u64, saved(stage, search).all);
     let dtype = stage.trajectory().dtype;
-    // The last of each track is exact.
-    let w = p * (k * dtype.bytes());
+    // The last checkpoint of each track is exact.
+    let exact = (k / saved(stage, search).base.max(1)).max(1).min(k);
+    let w = p * ((k - exact) * dtype.bytes() + exact * StorageDtype::F32.bytes());
     let device = config.device.resolve().into_diagnostic()?;
     let memory = config.memory(device);
     let place = Placement::of(w, memory);
@@ -74,11 +76,12 @@ fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Re
         .into_diagnostic()?;
     writeln!(
         o,
-        "           selection {} images × up to {} finalists; report {} images × {} seeds × 4 models",
+        "           selection {} images × up to {} finalists; report {} images × {} seeds × {} models",
         search.selection_images,
         (2 + search.searching().len().max(1)) * search.finalists,
         search.report_images,
-        search.report_seeds
+        search.report_seeds,
+        if search.method.contains(&MethodName::Finetune) { 5 } else { 4 }
     )
     .into_diagnostic()?;
     if search.when == When::During {
@@ -91,14 +94,17 @@ fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Re
 /// The limits of a search, and what they mean in network evaluations.
 fn budget(search: &SearchConfig, nfe: u64) -> String {
     let Budget { evaluations, seconds, images, patience } = search.budget;
-    // A step along a gradient samples twice, once with a graph.
-    let an_evaluation = match search.searching().contains(&MethodName::Gradient) {
-        true => 2 * search.gradient.images,
-        false => search.images,
+    // A step along a gradient makes its images once without and once with a graph.
+    let cost = |method: &MethodName| match method {
+        MethodName::Gradient => 2 * search.gradient.images,
+        MethodName::Finetune => 2 * search.finetune.images,
+        MethodName::EmaGrid | MethodName::Evolution | MethodName::OnePlusOne | MethodName::CmaEs => search.images,
     };
+    let dearest = search.searching().iter().map(cost).max().unwrap_or(0);
     let limits = [
-        evaluations
-            .map(|n| format!("{n} evaluations (about {} network evaluations of an image)", n * an_evaluation * nfe)),
+        evaluations.map(|n| {
+            format!("{n} evaluations (up to {} network evaluations of an image)", n.saturating_mul(dearest * nfe))
+        }),
         seconds.map(|s| format!("{s} s")),
         images.map(|n| format!("{n} images")),
         patience.map(|n| format!("{n} evaluations without improvement")),

@@ -4,7 +4,7 @@ use crate::args::MergeArgs;
 use crate::card::Card;
 use crate::search::DEFAULT_NAME;
 use crate::{Ended, ui};
-use lcsc_diffusion::Model;
+use lcsc_diffusion::{Model, SamplerConfig};
 use lcsc_search::Groups;
 use lcsc_torch::{
     Context, Device, Error, Result, SafeFile, StorageDtype, Weights, bail, pack_weights, serialize, write_atomic,
@@ -35,6 +35,8 @@ pub struct Coefficients {
     /// Which parameters share coefficients, and the names of the groups.
     pub space: Groups,
     pub groups: Vec<String>,
+    /// The sampler that they were found for.
+    pub sampler: SamplerConfig,
     /// The checkpoints and their coefficients, which sum to one in each group.
     pub checkpoint: Vec<Coefficient>,
 }
@@ -96,10 +98,8 @@ pub fn command(args: &MergeArgs) -> miette::Result<Ended> {
         let Some(first) = checkpoints.first() else { bail!("{}: lists no checkpoint", source.display()) };
         let path = run.trajectory().join(&first.file);
         let card = SafeFile::open(&path)?;
-        let mut card: Card = serde_json::from_str(card.metadata(METADATA)?)
+        let card: Card = serde_json::from_str(card.metadata(METADATA)?)
             .map_err(|e| Error::file(&path, format!("metadata entry `{METADATA}`: {e}")))?;
-        // The evaluations that they were found for, where the run's sampler can have that number.
-        card.sampler = card.sampler.with_nfe(coefficients.nfe).unwrap_or(card.sampler);
         let model = card.model();
         // From mapped files: merging once is not worth the memory of all.
         let memory = Memory { device: Device::Cpu, device_bytes: 0, host_bytes: 0 };
@@ -123,7 +123,8 @@ pub fn write(
     dtype: StorageDtype,
 ) -> Result<()> {
     let merged = serde_json::to_value(coefficients).map_err(|e| Error::file(path, e.to_string()))?;
-    let card = Card { checkpoint: None, merged: Some(merged), ..card.clone() };
+    let sampler = coefficients.sampler.clone();
+    let card = Card { checkpoint: None, merged: Some(merged), sampler, ..card.clone() };
     let text = serde_json::to_string(&card).map_err(|e| Error::file(path, e.to_string()))?;
     let tensors = pack_weights(&model.layout, weights, dtype)?;
     write_atomic(path, &serialize(&tensors, (METADATA, &text))?)

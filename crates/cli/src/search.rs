@@ -70,7 +70,7 @@ pub fn search(session: &Session, name: &str, stages: Vec<StageRecord>, worker: b
     let material = catch("loading the checkpoints", || Material::load(session, &plan)).into_diagnostic()?;
     if name == DEFAULT_NAME && plan.search.when == When::During {
         let rows = material.space(session, suite, &plan).rows;
-        plan.given.extend(during::best(session, &rows).into_diagnostic()?);
+        plan.given.extend(during::best(session, &rows, material.partition.len()).into_diagnostic()?);
     }
     let outcome = catch("the search", || run_search(session, suite, &material, &plan, None)).into_diagnostic()?;
     let Some(outcome) = outcome else { return Ok(Ended::Stopped) };

@@ -34,6 +34,7 @@ impl Objective<'_> {
                 fd = gradient.distance;
                 gradient.cotangent(features)
             })?;
+            let gradient = if fd.is_finite() { gradient } else { gradient.f_zeros_like()? };
             return Ok((fd, gradient));
         }
         let features = no_grad(|| self.features(weights, &chunks))?;

@@ -169,10 +169,17 @@ impl Method {
         let Beginning { config, seed, first_id, nfe, groups, known } = *beginning;
         let combination = |e: &&&Evaluation| matches!(e.candidate.model, Model::Coefficients(_));
         let best = known.iter().filter(combination).min_by(|a, b| a.scores.fd.total_cmp(&b.scores.fd));
-        let Some((best_id, Model::Coefficients(alpha))) = best.map(|e| (e.candidate.id, &e.candidate.model)) else {
+        let Some((best_id, best_fd, Model::Coefficients(alpha))) =
+            best.map(|e| (e.candidate.id, e.scores.fd, &e.candidate.model))
+        else {
             return Err(Error::msg("the search has no combination of checkpoints to begin with"));
         };
-        let start = alpha.spread(groups)?;
+        // What a method with groups found before is gone on from in its groups.
+        let rows = |e: &&Evaluation| match &e.candidate.model {
+            Model::Coefficients(alpha) => alpha.groups(),
+            Model::Track(_) | Model::Finetuned => 1,
+        };
+        let start = alpha.spread(known.iter().map(rows).fold(groups, usize::max))?;
         let objective = Objective::new(config.penalty, start.clone());
         let members = known.iter().map(|e| objective.member(e)).collect::<Result<Vec<_>>>()?;
         let members: Vec<Member> = members.into_iter().flatten().collect();
@@ -182,8 +189,7 @@ impl Method {
                 Self::Evolution(Evolution::new(config.evolution.clone(), objective, seed, first_id, members))
             }
             MethodName::OnePlusOne => {
-                let score = members.iter().map(|m| m.score).fold(f64::INFINITY, f64::min);
-                let parent = Member { id: best_id, coefficients: start, score };
+                let parent = Member { id: best_id, score: objective.score(&start, best_fd), coefficients: start };
                 Self::OnePlusOne(OnePlusOne::new(config.one_plus_one.clone(), objective, seed, first_id, parent))
             }
             MethodName::CmaEs => Self::CmaEs(CmaSearch::new(&config.cma_es, objective, seed, first_id)),

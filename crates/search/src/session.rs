@@ -7,7 +7,7 @@ use crate::methods::{Method, MethodName, rate};
 use crate::phase::Phase;
 use crate::score::{Fitness, Scores};
 use lcsc_torch::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -113,12 +113,13 @@ impl Session<'_> {
     ) -> Step<Vec<Evaluation>> {
         let phase = Phase::Search(name);
         let tunes = name == MethodName::Finetune;
+        let images = phase.images(self.config);
         let logged = self.log.scores(phase, first_id).count() as u64;
         let mut tuned = if tunes { self.fitness.begin_tuning(start, logged)? } else { 0 };
         let mut told = Told::new(name, first_id);
         let mut replayed = true;
         loop {
-            let (new, next) = self.log.locked(|log| told.catch_up_and_ask(log, method, budget))?;
+            let (new, next) = self.log.locked(|log| told.catch_up_and_ask(log, method, budget, images))?;
             for (evaluation, fraction) in new {
                 // Steps that the saved parameters do not know yet are taken again.
                 if let Origin::Finetune { step } = evaluation.candidate.origin
@@ -133,7 +134,7 @@ impl Session<'_> {
             match next {
                 Next::Score(jobs) => {
                     tuned += u64::from(tunes);
-                    self.evaluate_all(phase, jobs, budget.fraction(told.spent))?;
+                    self.evaluate_all(phase, jobs, budget.fraction(told.spent()))?;
                 }
                 Next::Wait => self.wait()?,
                 Next::Done => break,
@@ -235,18 +236,28 @@ fn batch(log: &Log) -> usize {
     if log.is_shared() { 1 } else { BATCH }
 }
 
-/// What a method was told.
+/// What a method was told. The end of its search is a function of all its scores in the order of their ids, so that
+/// workers, and a search that is resumed, agree on it.
 struct Told {
     name: MethodName,
     first_id: u64,
-    ids: BTreeSet<u64>,
-    scores: Vec<f64>,
-    spent: Spent,
+    /// Distance, seconds and images of each score.
+    scores: BTreeMap<u64, (f64, f64, u64)>,
 }
 
 impl Told {
     fn new(name: MethodName, first_id: u64) -> Self {
-        Self { name, first_id, ids: BTreeSet::new(), scores: Vec::new(), spent: Spent::default() }
+        Self { name, first_id, scores: BTreeMap::new() }
+    }
+
+    /// What is used up.
+    fn spent(&self) -> Spent {
+        let sum = |spent: Spent, &(_, seconds, images): &(f64, f64, u64)| Spent {
+            evaluations: spent.evaluations + 1,
+            seconds: spent.seconds + seconds,
+            images: spent.images + images,
+        };
+        self.scores.values().fold(Spent::default(), sum)
     }
 
     /// Tells the method all scores that are new, each with the fraction of the budget before it, and asks what is next.
@@ -255,22 +266,24 @@ impl Told {
         log: &mut Log,
         method: &mut Method,
         budget: &Budget,
+        images: u64,
     ) -> Result<(Vec<(Evaluation, f64)>, Next)> {
         let phase = Phase::Search(self.name);
-        let scored = log.scores(phase, self.first_id).filter(|e| !self.ids.contains(&e.candidate.id));
+        let scored = log.scores(phase, self.first_id).filter(|e| !self.scores.contains_key(&e.candidate.id));
         let mut new = Vec::new();
         for evaluation in scored.cloned().collect::<Vec<_>>() {
-            let fraction = budget.fraction(self.spent);
+            let fraction = budget.fraction(self.spent());
             method.tell(&evaluation, fraction)?;
-            self.ids.insert(evaluation.candidate.id);
-            self.scores.push(evaluation.scores.fd);
-            self.spent.add(&evaluation);
+            let score = (evaluation.scores.fd, evaluation.seconds, evaluation.images);
+            self.scores.insert(evaluation.candidate.id, score);
             new.push((evaluation, fraction));
         }
-        Ok((new, self.ask(log, phase, method, budget)?))
+        Ok((new, self.ask(log, method, budget, images)?))
     }
 
-    fn ask(&self, log: &mut Log, phase: Phase, method: &Method, budget: &Budget) -> Result<Next> {
+    /// The candidates to score next, at `images` images each.
+    fn ask(&self, log: &mut Log, method: &Method, budget: &Budget, images: u64) -> Result<Next> {
+        let phase = Phase::Search(self.name);
         let mut going_on = 0;
         let mut jobs = Vec::new();
         for claim in log.claims(phase) {
@@ -280,13 +293,16 @@ impl Told {
                 false => going_on += 1,
             }
         }
-        let begun = self.spent.evaluations + going_on;
-        let left = budget.evaluations.map_or(u64::MAX, |limit| limit.saturating_sub(begun));
-        let ended = budget.fraction(self.spent) >= 1.0 || left == 0 || self.has_stalled(budget);
+        let spent = self.spent();
+        let of_images = budget.images.map(|limit| limit.saturating_sub(spent.images).div_ceil(images.max(1)));
+        let of_evaluations = budget.evaluations.map(|limit| limit.saturating_sub(spent.evaluations));
+        let left = of_images.into_iter().chain(of_evaluations).min().unwrap_or(u64::MAX).saturating_sub(going_on);
+        let ended = budget.fraction(spent) >= 1.0 || left == 0 || self.has_stalled(budget);
         if jobs.is_empty() && !ended {
             let next = log.next_id().max(self.first_id);
-            let most = left.min(batch(log) as u64).min(method.most(next));
-            for id in next..next + most {
+            // With patience each score may be the last.
+            let batch = if budget.patience.is_some() { 1 } else { batch(log) as u64 };
+            for id in next..next + left.min(batch).min(method.most(next)) {
                 jobs.extend(method.ask(id)?);
             }
         }
@@ -302,19 +318,12 @@ impl Told {
     fn has_stalled(&self, budget: &Budget) -> bool {
         let Some(patience) = budget.patience else { return false };
         let smoothed = if Phase::Search(self.name).latents().is_some() { 1 } else { SMOOTHED };
-        let means = self.scores.windows(smoothed).map(|w| w.iter().sum::<f64>() / smoothed as f64);
+        let scores: Vec<f64> = self.scores.values().map(|(fd, _, _)| *fd).collect();
+        let means = scores.windows(smoothed).map(|w| w.iter().sum::<f64>() / smoothed as f64);
         let best = means.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
-        best.is_some_and(|(i, _)| (self.scores.len() - smoothed - i) as u64 >= patience)
+        best.is_some_and(|(i, _)| (scores.len() - smoothed - i) as u64 >= patience)
     }
 }
 
 /// Scores whose mean tells whether a method on fresh latents still improves.
 const SMOOTHED: usize = 10;
-
-impl Spent {
-    fn add(&mut self, evaluation: &Evaluation) {
-        self.evaluations += 1;
-        self.seconds += evaluation.seconds;
-        self.images += evaluation.images;
-    }
-}

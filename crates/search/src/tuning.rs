@@ -2,7 +2,8 @@
 
 use crate::config::SearchConfig;
 use lcsc_torch::{
-    AdamConfig, Error, Optimizer, OptimizerConfig, Result, SafeFile, Tensor, Weights, bail, serialize, write_atomic,
+    AdamConfig, Context, Error, Optimizer, OptimizerConfig, Result, SafeFile, Tensor, Weights, bail, serialize,
+    write_atomic,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,7 +41,8 @@ impl Tuning {
         let unreadable = |e| Error::file(file.path(), format!("metadata entry `{STEPS}`: {e}"));
         let steps: u64 = file.metadata(STEPS)?.parse().map_err(unreadable)?;
         if steps > logged {
-            return Ok(()); // of a search whose log is gone
+            // Of a search whose log is gone: it must not be taken for this one's later.
+            return std::fs::remove_file(file.path()).at(file.path());
         }
         let device = self.weights.theta.device();
         let read = |name: &str| -> Result<Tensor> { Ok(file.tensor(name)?.f_to(device)?) };
@@ -54,9 +56,9 @@ impl Tuning {
         self.steps
     }
 
-    /// A step along `gradient` f32 [P]. The state is saved now and then before it, so that it never knows a step that the
+    /// A step along `gradient` f32 [P]; without one, or where it is not finite, it only counts. The state is saved now and then before it, so that it never knows a step that the
     /// log does not.
-    pub(crate) fn step(&mut self, step: u64, gradient: &Tensor, lr: f64) -> Result<()> {
+    pub(crate) fn step(&mut self, step: u64, gradient: Option<&Tensor>, lr: f64) -> Result<()> {
         if step != self.steps {
             bail!(
                 "fine-tuning is at step {}, but step {step} is to be taken: remove {}",
@@ -67,8 +69,9 @@ impl Tuning {
         if self.saved.elapsed() >= SAVE_EVERY {
             self.save()?;
         }
-        let finite = gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
-        if finite {
+        if let Some(gradient) = gradient
+            && gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0
+        {
             lcsc_torch::tch::no_grad(|| self.optimizer.step(&mut self.weights.theta, gradient, lr))?;
         }
         self.steps += 1;

@@ -62,7 +62,7 @@ fn try_lock(folder: &Path, id: u64) -> Result<Option<File>> {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::options().create(true).truncate(false).write(true).open(path).at(path)
+    File::options().create(true).truncate(false).read(true).write(true).open(path).at(path)
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl RunFolder {
 
     fn wait_for(&self, try_lock: fn(&File) -> std::result::Result<(), fs4::TryLockError>) -> Result<RunLock> {
         let path = self.path.join(".lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).at(&path)?;
         let asked = Instant::now();
         loop {
             match try_lock(&file) {

@@ -87,6 +87,7 @@ impl Results<'_> {
             nfe: plan.sampler.nfe(),
             space,
             groups,
+            sampler: plan.sampler.clone(),
             checkpoint,
         }
     }

@@ -253,6 +253,18 @@ fn methods_in_sequence_share_the_budget_and_go_on_from_the_best() {
     let best = first.iter().min_by(|a, b| a.scores.fd.total_cmp(&b.scores.fd)).unwrap();
     let Model::Coefficients(start) = &best.candidate.model else { panic!("{best:?}") };
     assert_eq!(second[0].candidate.model, Model::Coefficients(start.spread(2).unwrap()));
+    // What has groups is gone on from in groups, whatever the method that follows.
+    let all = [MethodName::Gradient, MethodName::CmaEs, MethodName::Evolution, MethodName::Finetune];
+    let (outcome, log) = whole(&search(&all, 120), &mut Bowl::new());
+    let groups = |e: &&Evaluation| match &e.candidate.model {
+        Model::Coefficients(alpha) => alpha.groups(),
+        Model::Track(_) | Model::Finetuned => 0,
+    };
+    for method in &all[..3] {
+        let own = log.iter().filter(|e| e.phase == Phase::Search(*method));
+        assert!(own.clone().count() == 30 && own.map(|e| groups(&e)).all(|g| g == 2), "{}", method.name());
+    }
+    assert!(row(&outcome, Label::Lcsc).fd_heldout < 1.1 && outcome.evaluations == 120);
     let grid = search(&[MethodName::EmaGrid], 10);
     let (outcome, _) = whole(&grid, &mut Bowl::new());
     assert_eq!((outcome.evaluations, row(&outcome, Label::Lcsc).fd_heldout), (0, row(&outcome, Label::Ema).fd_heldout));
@@ -354,9 +366,11 @@ fn a_search_without_improvement_gives_up() {
     };
     assert!((50..399).contains(&patient(MethodName::OnePlusOne, 20)));
     assert!((30..399).contains(&patient(MethodName::Gradient, 20)));
-    let images = Budget { images: Some(10_000), ..Budget::default() };
-    let config = SearchConfig { budget: images, ..config(0) };
-    assert_eq!(whole(&config, &mut Bowl::new()).0.evaluations, 10);
+    for method in [MethodName::Evolution, MethodName::CmaEs] {
+        let budget = Budget { images: Some(9_500), ..Budget::default() };
+        let config = SearchConfig { budget, ..search(&[method], 0) };
+        assert_eq!(whole(&config, &mut Bowl::new()).0.evaluations, 10);
+    }
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Gradient {
         self.chain.ask(id).map(|step| (Origin::Gradient { step }, self.alpha.clone()))
     }
 
-    /// Steps along the gradient of the evaluation; without a finite one α stays.
+    /// Steps along the gradient of the evaluation; where that or the distance is not finite, α stays.
     pub(super) fn tell(&mut self, evaluation: &Evaluation, fraction: f64) -> Result<()> {
         let (Some(gradient), Model::Coefficients(_)) = (&evaluation.gradient, &evaluation.candidate.model) else {
             return Err(Error::msg(format!("candidate {} has no gradient", evaluation.candidate.id)));
@@ -143,7 +143,7 @@ impl Gradient {
         self.chain.advance();
         let mut gradient = gradient.clone();
         self.objective.add_gradient(&self.alpha, &mut gradient);
-        if gradient.iter().flatten().all(|g| g.is_finite()) {
+        if evaluation.scores.fd.is_finite() && gradient.iter().flatten().all(|g| g.is_finite()) {
             self.step(&gradient, rate(self.lr, self.nfe, fraction))?;
         }
         Ok(())

@@ -227,6 +227,19 @@ fn penalties_pull_towards_small_coefficients_and_the_start() {
 }
 
 #[test]
+fn a_parent_is_judged_by_its_own_penalised_score() {
+    let score = |alpha: &Coefficients| bowl(alpha, 1.0);
+    let config = SearchConfig { penalty: Penalty { square: 1.0, distance: 0.0 }, ..SearchConfig::default() };
+    let mut method = begin(MethodName::OnePlusOne, &config, 1, 0, &score);
+    let penalised = |alpha: &Coefficients| score(alpha) + alpha.rows()[0].iter().map(|a| a * a).sum::<f64>();
+    solve(MethodName::OnePlusOne, &mut method, 300, &score, &|a, _| score(a), &|a, _| bowl_gradient(a, 1.0));
+    // The minimum on the plane, at (o + 1/8)/2, is 1 + Σ(a − o)² + Σa² = 2.1425.
+    let Method::OnePlusOne(_) = &method else { panic!("{method:?}") };
+    let child = alpha_of(&method.ask(308).unwrap().unwrap());
+    assert!(penalised(&child) < 2.2, "{}", penalised(&child));
+}
+
+#[test]
 fn a_gradient_that_is_not_finite_moves_nothing() {
     let score = |alpha: &Coefficients| bowl(alpha, 1.0);
     let mut method = begin(MethodName::Gradient, &SearchConfig::default(), 1, 0, &score);
