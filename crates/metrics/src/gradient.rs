@@ -50,8 +50,7 @@ impl FrechetGradient {
     /// ∂F/∂f for the features [N,D] of any float type whose statistics gave this gradient:
     /// `(∂F/∂μ)/N + 2/(N−1)·(f_i − μ)·∂F/∂Σ`, with μ their own mean; f64 [N,D] on the features' device.
     ///
-    /// For statistics blended with those of other features, it is the derivative by these as if the blend were
-    /// theirs: `weight` times it is exact. Zero where the distance is infinite.
+    /// Zero where the distance is infinite.
     ///
     /// # Errors
     /// The shape is not [N,D] with N ≥ 2, or libtorch failed.

@@ -29,21 +29,6 @@ impl FeatureStats {
         self.mean.size()[0]
     }
 
-    /// (1−`weight`)·self + `weight`·other in mean and covariance, with 0 ≤ `weight` ≤ 1: running statistics of a stream
-    /// of sets that are small against D.
-    ///
-    /// The covariance is the average one within the sets, not that of their mixture: what their means differ by adds
-    /// nothing. N becomes the number of images whose plain average would scatter as much as this weighted one,
-    /// 1 / ((1−`weight`)²/N₁ + `weight`²/N₂), rounded. Both must have the same D.
-    pub fn blend(&self, other: &FeatureStats, weight: f64) -> FeatureStats {
-        let scatter = (1.0 - weight).powi(2) / self.n as f64 + weight.powi(2) / other.n as f64;
-        FeatureStats {
-            n: (1.0 / scatter).round() as i64,
-            mean: &self.mean * (1.0 - weight) + &other.mean * weight,
-            cov: &self.cov * (1.0 - weight) + &other.cov * weight,
-        }
-    }
-
     /// A second handle on the same tensors.
     pub(crate) fn shallow_clone(&self) -> FeatureStats {
         FeatureStats { n: self.n, mean: self.mean.shallow_clone(), cov: self.cov.shallow_clone() }
@@ -154,21 +139,6 @@ mod tests {
         assert!(largest(&(&streamed.mean - 1e6 - &whole.mean)) < 1e-9);
         // Raw second moments would lose all but four digits here.
         assert!(largest(&(&streamed.cov - &whole.cov)) < 1e-9);
-    }
-
-    #[test]
-    fn blended_statistics_are_weighted_averages() {
-        let stats = |n, mean: &[f64], variances: &[f64]| {
-            let cov = Tensor::from_slice(variances).diag(0);
-            FeatureStats { n, mean: Tensor::from_slice(mean), cov }
-        };
-        let (a, b) = (stats(100, &[1.0, 2.0], &[4.0, 8.0]), stats(50, &[5.0, -2.0], &[0.0, 16.0]));
-        let half = a.blend(&b, 0.25);
-        assert_eq!(Vec::<f64>::try_from(&half.mean).unwrap(), [2.0, 1.0]);
-        assert_eq!(Vec::<f64>::try_from(half.cov.view(-1)).unwrap(), [3.0, 0.0, 0.0, 10.0]);
-        assert_eq!(half.n, 145); // 1 / (0.5625/100 + 0.0625/50)
-        assert_eq!([a.blend(&b, 0.0).n, a.blend(&b, 1.0).n, a.blend(&a, 0.5).n], [100, 50, 200]);
-        assert!(a.blend(&b, 1.0).cov.equal(&b.cov) && a.blend(&b, 0.0).mean.equal(&a.mean));
     }
 
     #[test]

@@ -192,14 +192,14 @@ impl SearchConfig {
     }
 }
 
-/// The end of a search, whichever limit comes first; several methods share it evenly. Baselines, selection and report
-/// are not counted.
+/// The end of a search, whichever limit comes first; several methods share it evenly. Baselines, finalists, selection and
+/// report are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Budget {
     /// Candidates scored, or steps taken; a resumed search then ends with the result of an uninterrupted one.
     pub evaluations: Option<u64>,
-    /// Seconds spent, added up over resumes.
+    /// Seconds spent, added up over resumes and workers.
     pub seconds: Option<f64>,
     /// Images sampled.
     pub images: Option<u64>,

@@ -69,7 +69,8 @@ fn search(session: &mut Session, space: &SearchSpace, baselines: &[Candidate], s
         found.extend(finalists);
     }
     let winners = select(session, space, &baselines, &found)?;
-    Ok(Outcome { rows: report(session, &winners)?, evaluations, seconds })
+    let seconds_in_all = session.log.seconds_of_search();
+    Ok(Outcome { rows: report(session, &winners)?, evaluations, seconds, seconds_in_all })
 }
 
 /// All scores of a method, and its best few with their scores on the search latents.

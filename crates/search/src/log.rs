@@ -165,6 +165,12 @@ impl Log {
         self.scored.range((phase, from)..=(phase, u64::MAX)).map(|(_, e)| e)
     }
 
+    /// Seconds of all scores but those of the report.
+    pub(crate) fn seconds_of_search(&self) -> f64 {
+        let is_report = |phase: &Phase| matches!(phase, Phase::Report(_));
+        self.scored.iter().filter(|((phase, _), _)| !is_report(phase)).map(|(_, e)| e.seconds).sum()
+    }
+
     /// Claims of a phase without a score, by id.
     pub(crate) fn claims(&self, phase: Phase) -> impl Iterator<Item = &Claim> {
         self.claims.range((phase, 0)..=(phase, u64::MAX)).map(|(_, c)| c)

@@ -63,6 +63,8 @@ pub struct Outcome {
     pub evaluations: u64,
     /// Seconds that took, added up over resumes and workers.
     pub seconds: f64,
+    /// Seconds of all that the result took: also those of baselines, finalists and selection, but not of the report.
+    pub seconds_in_all: f64,
 }
 
 impl Outcome {
@@ -206,8 +208,13 @@ mod tests {
             ..Row::new(label, &winner(Origin::Uniform), None, &[heldout(fd, 0.1)]).unwrap()
         };
         let doubt = |lcsc| {
-            Outcome { rows: vec![row(Label::Ema, 2.0, 2.0, 2.0), lcsc], evaluations: 0, seconds: 0.0 }
-                .doubt(&SearchConfig::default())
+            Outcome {
+                rows: vec![row(Label::Ema, 2.0, 2.0, 2.0), lcsc],
+                evaluations: 0,
+                seconds: 0.0,
+                seconds_in_all: 0.0,
+            }
+            .doubt(&SearchConfig::default())
         };
         assert_eq!(doubt(row(Label::Lcsc, 1.0, 1.1, 1.5)), None);
         assert!(doubt(row(Label::Lcsc, 1.0, 1.5, 1.5)).unwrap().contains("over-fitted its latents: LCSC/EMA is 0.50"));

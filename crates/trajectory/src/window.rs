@@ -66,11 +66,6 @@ impl Window {
         self.checkpoints.is_empty()
     }
 
-    /// Images trained in the stage at each checkpoint: the times that EMA profiles are sampled at.
-    pub fn times(&self) -> Vec<f64> {
-        self.checkpoints.iter().map(|c| c.nimg as f64).collect()
-    }
-
     /// Where W is held.
     pub fn placement(&self) -> Placement {
         self.placement

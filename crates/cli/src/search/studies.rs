@@ -136,11 +136,11 @@ impl Study<'_> {
             line.extend([ema.fd_heldout, ema.fd_independent, ema.fd_pixel].map(figure));
             line.extend([lcsc.fd_heldout, lcsc.fd_independent, lcsc.fd_pixel].map(figure));
             let train_seconds = trained.seconds * fraction;
-            line.extend([train_seconds, outcome.seconds].map(|s| format!("{s:.0}")));
+            line.extend([train_seconds, outcome.seconds_in_all].map(|s| format!("{s:.0}")));
             lines.push(line);
             rows.push(json!({
                 "fraction": fraction, "nimg": nimg, "checkpoints": material.window.len(), "train_seconds": train_seconds,
-                "search_seconds": outcome.seconds, "ema": measured(ema), "lcsc": measured(lcsc),
+                "search_seconds": outcome.seconds_in_all, "ema": measured(ema), "lcsc": measured(lcsc),
             }));
         }
         let header = [

@@ -222,7 +222,7 @@ fn rows_with_coefficient_zero_take_no_part() {
     let (without, bias_only) = (vec![vec![0.5, 0.0, 0.25, 0.25]; 2], vec![vec![0.5, 3.0, 0.25, 0.25], uniform(4)]);
     for placement in PLACEMENTS {
         let window = window(&run, placement);
-        assert_eq!(window.times(), [100.0, 150.0, 200.0, 300.0]);
+        assert_eq!(window.checkpoints().iter().map(|c| c.nimg).collect::<Vec<_>>(), [100, 150, 200, 300]);
         let merged = window.merge_many(&two(), &[&without, &bias_only, &without]).unwrap();
         assert!(merged.get(1).get(3).double_value(&[]).is_nan());
         let zeroed = Tensor::nan_to_num(&thetas[1], 0.0, None, None);
