@@ -15,7 +15,7 @@ pub struct SearchConfig {
     pub method: Vec<MethodName>,
     /// When to stop.
     pub budget: Budget,
-    /// Which parameters share coefficients; unset: `levels` for methods that follow gradients, `one` for the others.
+    /// Which parameters share coefficients; unset: `levels` for `gradient`, `one` for the others.
     pub groups: Option<Groups>,
     /// Images sampled to score a candidate, N.
     pub images: u64,
