@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 /// The smallest config there is.
-pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/tiny/edm.toml");
+pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/tiny/smoke.toml");
 
 /// The folder that the test executables lie in, `target/<profile>`.
 fn target() -> PathBuf {

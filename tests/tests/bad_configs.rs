@@ -91,6 +91,8 @@ resolution = 9
 
 [model]
 preset = "tiny"
+
+[model.song]
 model_channels = 18
 channel_mult = [1, 2, 2, 2]
 resample_filter = [1, -1]

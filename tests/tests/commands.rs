@@ -50,11 +50,11 @@ fn the_summary_and_the_table_tell_the_same(run: &Path, table: &str) {
     let summary = json(&run.join("summary.json"));
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&summary), ["name", "stages", "metric", "search", "models"]);
-    assert_eq!(summary["name"], "tiny-edm");
+    assert_eq!(summary["name"], "smoke");
     assert_eq!(summary["stages"].as_array().unwrap().len(), 1);
     assert_eq!(keys(&summary["stages"][0]), ["name", "nimg", "seconds"]);
     assert_eq!((&summary["stages"][0]["name"], &summary["stages"][0]["nimg"]), (&"edm".into(), &384.into()));
-    assert_eq!(keys(&summary["metric"]), ["extractor", "reference", "n_search", "n_heldout"]);
+    assert_eq!(keys(&summary["metric"]), ["extractor", "reference", "n_search", "n_heldout", "nfe"]);
     assert_eq!((&summary["metric"]["n_search"], &summary["metric"]["n_heldout"]), (&64.into(), &64.into()));
     assert_eq!(keys(&summary["search"]), ["method", "evaluations", "seconds"]);
     assert_eq!((&summary["search"]["method"], &summary["search"]["evaluations"]), (&"gradient".into(), &6.into()));
@@ -81,9 +81,9 @@ fn the_summary_and_the_table_tell_the_same(run: &Path, table: &str) {
 
 fn weights_tell_where_they_come_from(run: &Path) {
     let merged = card(&run.join("merged.safetensors"));
-    assert_eq!((&merged["format"], &merged["run"]), (&1.into(), &"tiny-edm".into()));
+    assert_eq!((&merged["format"], &merged["run"]), (&1.into(), &"smoke".into()));
     assert_eq!(merged["image"], serde_json::json!({ "channels": 1, "resolution": 8, "label_dim": 0 }));
-    assert_eq!(merged["network"]["model_channels"], 8);
+    assert_eq!(merged["network"]["song"]["model_channels"], 8);
     assert_eq!((&merged["sampler"]["heun"]["steps"], &merged["data"]["source"]), (&3.into(), &"digits".into()));
     let text = std::fs::read_to_string(run.join("search/default/coefficients.toml")).unwrap();
     let coefficients: Value = toml::from_str(&text).unwrap();
@@ -202,7 +202,7 @@ fn eval_measures(folder: &Path) {
 
 fn settings_of_another_training_are_refused(folder: &Path) {
     let before = files(&folder.join("run"));
-    for set in ["seed=1", "stage.0.nimg=640", "model.dropout=0.1", "stage.0.trajectory.every_nimg=64"] {
+    for set in ["seed=1", "stage.0.nimg=640", "model.song.dropout=0.1", "stage.0.trajectory.every_nimg=64"] {
         let message = refuse(folder, &small("run", "run", &[set]));
         assert!(message.contains("training state of other settings") && message.contains("--out"), "{message}");
     }
@@ -267,14 +267,16 @@ fn config_and_doctor_tell_what_there_is() {
     let table: toml::Table = shown.parse().unwrap();
     assert_eq!(table["name"].as_str(), Some("shown"));
     assert_eq!(table["stage"][0]["batch"].as_integer(), Some(64));
-    assert_eq!(table["model"]["num_blocks"].as_integer(), Some(1), "the preset is written out");
+    assert_eq!(table["model"]["song"]["num_blocks"].as_integer(), Some(1), "the preset is written out");
     std::fs::write(folder.join("shown.toml"), &shown).unwrap();
     assert_eq!(succeed(folder, &["config", "show", "shown.toml"]), shown);
     assert!(succeed(folder, &["config", "check", "shown.toml"]).contains("no problems"));
 
     let schema: Value = serde_json::from_str(&succeed(folder, &["config", "schema"])).unwrap();
     assert!(schema["properties"]["stage"]["description"].is_string());
-    assert!(schema["$defs"]["SongUNetConfig"]["properties"]["preset"]["enum"].as_array().unwrap().len() >= 3);
+    let networks = schema["$defs"]["NetworkConfig"]["oneOf"].as_array().unwrap();
+    assert_eq!(networks.len(), 3, "two architectures, and a preset alone");
+    assert!(networks.iter().all(|n| n["properties"]["preset"]["enum"].as_array().unwrap().len() >= 6));
 
     let explained = succeed(folder, &["config", "explain", TINY]);
     for word in [

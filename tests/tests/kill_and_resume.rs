@@ -14,7 +14,7 @@ source = "digits"
 
 [model]
 preset = "tiny"
-model_channels = 8
+song.model_channels = 8
 
 [[stage]]
 name = "edm"

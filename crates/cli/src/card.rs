@@ -2,11 +2,11 @@
 
 use crate::config::Config;
 use lcsc_data::DataConfig;
-use lcsc_diffusion::{Model, SIGMA_DATA, SamplerConfig};
+use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
-use lcsc_torch::{Device, Precision, SafeFile, Weights, load_weights};
+use lcsc_torch::{Device, Error, Precision, Result, SafeFile, Weights, load_weights};
 use lcsc_trajectory::METADATA;
-use lcsc_unet::{ImageShape, SongUNetConfig};
+use lcsc_unet::{ImageShape, NetworkConfig};
 use miette::IntoDiagnostic;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -21,7 +21,8 @@ pub struct Card {
     /// Name and seed of the run.
     pub run: String,
     pub seed: u64,
-    pub network: SongUNetConfig,
+    pub network: NetworkConfig,
+    pub preconditioning: PreconditioningConfig,
     pub image: ImageShape,
     pub precision: Precision,
     pub sampler: SamplerConfig,
@@ -45,6 +46,7 @@ impl Card {
             run: config.name.clone(),
             seed: config.seed,
             network: config.model.clone(),
+            preconditioning: config.preconditioning.clone(),
             image,
             precision: config.precision,
             sampler: config.sampler.clone(),
@@ -58,7 +60,7 @@ impl Card {
 
     /// The network.
     pub fn model(&self) -> Model {
-        Model::new(&self.network, self.image, SIGMA_DATA, self.precision)
+        Model::new(&self.network, &self.preconditioning, self.image, self.precision)
     }
 }
 
@@ -78,6 +80,23 @@ pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights
     let model = card.model();
     let weights = load_weights(&model.layout, &file, device).into_diagnostic()?;
     Ok((card, model, weights))
+}
+
+/// Whether a file holds weights for this network; where it tells of its preconditioning, for that too.
+///
+/// # Errors
+/// It does not, with what differs.
+pub fn check(path: &Path, config: &Config, model: &Model) -> Result<()> {
+    let file = SafeFile::open(path)?;
+    file.check(&model.layout)?;
+    let card = file.metadata(METADATA).ok().and_then(|text| serde_json::from_str::<Card>(text).ok());
+    match card {
+        Some(card) if card.preconditioning != config.preconditioning => {
+            let (found, expected) = (&card.preconditioning, &config.preconditioning);
+            Err(Error::file(path, format!("was trained with preconditioning {found:?}, this run has {expected:?}")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The sampler given on the command line as TOML, else the card's own.

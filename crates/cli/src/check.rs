@@ -1,14 +1,15 @@
 //! What is wrong with a config as a whole, found before any work.
 
+use crate::card;
 use crate::config::{self, Config};
 use crate::problems::Problem;
-use lcsc_data::{DataConfig, DataInfo};
-use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
+use lcsc_data::{AUGMENT_DIM, DataConfig, DataInfo};
+use lcsc_diffusion::{DistanceConfig, Lpips, ObjectiveConfig, PreconditioningConfig, SamplerConfig};
 use lcsc_search::{SearchConfig, When};
 use lcsc_torch::Invalid;
 use lcsc_train::{StageConfig, Start};
 use lcsc_trajectory::EmaConfig;
-use lcsc_unet::{ImageShape, SongUNetConfig};
+use lcsc_unet::{ImageShape, NetworkConfig};
 use serde::de::DeserializeOwned;
 use toml::Value;
 
@@ -19,7 +20,8 @@ const FEATURES: u64 = 64;
 pub struct Sections {
     data: Option<DataConfig>,
     conditional: bool,
-    model: Option<SongUNetConfig>,
+    model: Option<NetworkConfig>,
+    preconditioning: Option<PreconditioningConfig>,
     stages: Vec<(usize, StageConfig)>,
     sampler: Option<SamplerConfig>,
     search: Option<SearchConfig>,
@@ -31,6 +33,7 @@ impl From<&Config> for Sections {
             data: Some(config.data.clone()),
             conditional: config.conditional,
             model: Some(config.model.clone()),
+            preconditioning: Some(config.preconditioning.clone()),
             stages: config.stage.iter().cloned().enumerate().collect(),
             sampler: Some(config.sampler.clone()),
             search: Some(config.search.clone()),
@@ -49,6 +52,7 @@ impl From<&Value> for Sections {
             data: section(root, "data"),
             conditional: section(root, "conditional").unwrap_or(true),
             model: section(root, "model"),
+            preconditioning: section(root, "preconditioning"),
             stages: stages.filter_map(|(i, stage)| Some((i, stage.clone().try_into().ok()?))).collect(),
             sampler: section(root, "sampler"),
             search: section(root, "search"),
@@ -59,6 +63,7 @@ impl From<&Value> for Sections {
 /// Adds the problems that each section has by itself; gives what the dataset holds, if it can be read.
 pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Option<DataInfo> {
     sections.sampler.iter().for_each(|s| problems.extend(under("sampler", s.validate())));
+    sections.preconditioning.iter().for_each(|p| problems.extend(under("preconditioning", p.validate())));
     sections.search.iter().for_each(|s| problems.extend(under("search", s.validate())));
     for (i, stage) in &sections.stages {
         problems.extend(under(&format!("stage[{i}]"), stage.validate()));
@@ -133,18 +138,25 @@ fn check_stages(config: &Config, problems: &mut Vec<Problem>) {
     if config.stage.is_empty() {
         problems.push(Problem::error("stage", "a run needs at least one [[stage]]"));
     }
-    if config.model.augment_dim > 0 {
-        let message = "augmentation labels are not supplied by any augmentation yet: the network would never see them";
-        problems.push(Problem::warning("model.augment_dim", message).help("set it to 0"));
+    let (architecture, augment_dim) = (config.model.architecture(), config.model.augment_dim());
+    if config.data.augment.is_some() && augment_dim != AUGMENT_DIM {
+        let message = format!("is {augment_dim}, but data.augment gives the network {AUGMENT_DIM} labels");
+        problems.push(Problem::error(format!("model.{architecture}.augment_dim"), message));
+    }
+    if config.data.augment.is_none() && augment_dim > 0 {
+        let message = "no augmentation supplies augmentation labels: the network will never see them";
+        let place = format!("model.{architecture}.augment_dim");
+        problems.push(Problem::warning(place, message).help("set it to 0, or data.augment to a probability"));
     }
     for (i, stage) in config.stage.iter().enumerate() {
         let earlier = &config.stage[..i];
         if earlier.iter().any(|s| s.name == stage.name) {
             problems.push(Problem::error(format!("stage[{i}].name"), format!("`{}` is taken", stage.name)));
         }
-        if let Some(start) = &stage.start {
-            problems.extend(check_start(i, start, earlier));
+        for (key, source) in [("start", &stage.start), ("teacher", &stage.teacher)] {
+            problems.extend(source.as_ref().and_then(|s| check_source(&format!("stage[{i}].{key}"), s, earlier)));
         }
+        check_objective(i, stage, config, problems);
         if matches!(stage.objective, ObjectiveConfig::Ect(_)) && stage.start.is_none() {
             let message = "consistency tuning from fresh weights: ECT is made to start from a diffusion model";
             let help = "add start.stage = { name = \"…\" } or start.weights = { path = \"…\" }";
@@ -167,22 +179,33 @@ fn check_stages(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
-fn check_start(i: usize, start: &Start, earlier: &[StageConfig]) -> Option<Problem> {
-    match start {
+fn check_objective(i: usize, stage: &StageConfig, config: &Config, problems: &mut Vec<Problem>) {
+    let place = format!("stage[{i}].objective.{}", stage.objective.name());
+    if let Err(expected) = stage.objective.accepts(&config.preconditioning) {
+        problems.push(Problem::error(place.as_str(), expected));
+    }
+    if let Some(DistanceConfig::Lpips(lpips)) = stage.objective.distance()
+        && let Err(missing) = Lpips::check(lpips)
+    {
+        problems.push(Problem::error(format!("{place}.distance.lpips.weights"), missing.to_string()));
+    }
+}
+
+fn check_source(place: &str, source: &Start, earlier: &[StageConfig]) -> Option<Problem> {
+    match source {
         Start::Stage { name, track } => {
             let Some(stage) = earlier.iter().find(|s| s.name == *name) else {
                 let known: Vec<&str> = earlier.iter().map(|s| s.name.as_str()).collect();
                 let message = format!("`{name}` is no earlier stage; there are: {}", known.join(", "));
-                return Some(Problem::error(format!("stage[{i}].start.stage.name"), message));
+                return Some(Problem::error(format!("{place}.stage.name"), message));
             };
             let tracks = stage.tracks();
             let unknown = track.as_ref().filter(|t| !tracks.contains(t))?;
             let message = format!("stage `{name}` has no track `{unknown}`; it has: {}", tracks.join(", "));
-            Some(Problem::error(format!("stage[{i}].start.stage.track"), message))
+            Some(Problem::error(format!("{place}.stage.track"), message))
         }
-        Start::Weights { path } => (!path.is_file()).then(|| {
-            Problem::error(format!("stage[{i}].start.weights.path"), format!("{}: no such file", path.display()))
-        }),
+        Start::Weights { path } => (!path.is_file())
+            .then(|| Problem::error(format!("{place}.weights.path"), format!("{}: no such file", path.display()))),
     }
 }
 
@@ -206,7 +229,10 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
                     search.tracks, and a wider search.window";
         problems.push(Problem::error(format!("stage[{i}].trajectory"), message).help(help));
     }
-    let consistent = matches!(stage.objective, ObjectiveConfig::Ect(_));
+    let consistent = match stage.objective {
+        ObjectiveConfig::Edm(_) | ObjectiveConfig::Ddpm(_) => false,
+        ObjectiveConfig::Cd(_) | ObjectiveConfig::Ct(_) | ObjectiveConfig::Ict(_) | ObjectiveConfig::Ect(_) => true,
+    };
     let one_step = matches!(config.sampler, SamplerConfig::Consistency(_));
     if consistent != one_step {
         let message = if one_step {
@@ -215,6 +241,29 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
             format!("an ODE sampler for stage `{}`, which trains a consistency model", stage.name)
         };
         problems.push(Problem::warning("sampler", message));
+    }
+}
+
+/// Weights files that do not fit the network; asked of a config without errors.
+pub fn check_files(config: &Config, image: ImageShape, problems: &mut Vec<Problem>) {
+    for (i, stage) in config.stage.iter().enumerate() {
+        for (key, source) in [("start", &stage.start), ("teacher", &stage.teacher)] {
+            if let Some(Start::Weights { path }) = source
+                && let Err(misfit) = card::check(path, config, &config.model(stage, image))
+            {
+                problems.push(Problem::error(format!("stage[{i}].{key}.weights.path"), misfit.to_string()));
+            }
+        }
+    }
+    if let Some(w) = config.sampler.guidance()
+        && (image.label_dim == 0 || config.model.label_dropout() == 0.0)
+    {
+        let message = format!(
+            "is {w}, but the network knows no images without a class: guidance needs a conditional model trained with \
+             model.{}.label_dropout above 0",
+            config.model.architecture()
+        );
+        problems.push(Problem::error(format!("sampler.{}.guidance", config.sampler.name()), message));
     }
 }
 

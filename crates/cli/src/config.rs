@@ -5,17 +5,18 @@ use crate::document::Document;
 use crate::problems::{Problem, Report};
 use crate::read_config::read_config;
 use lcsc_data::{DataConfig, DataInfo};
-use lcsc_diffusion::{Model, SIGMA_DATA, SamplerConfig};
+use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
 use lcsc_search::SearchConfig;
 use lcsc_torch::{Device, DeviceChoice, Precision};
 use lcsc_train::StageConfig;
 use lcsc_trajectory::Memory;
-use lcsc_unet::{ImageShape, SongUNetConfig};
+use lcsc_unet::{ImageShape, NetworkConfig};
 use miette::IntoDiagnostic;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use toml::Value;
 
 /// A run: data, network, stages of training, sampler, metric and search.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,9 +41,12 @@ pub struct Config {
     /// Whether the network is told the class of an image, where the data has classes.
     #[serde(default = "default_conditional")]
     pub conditional: bool,
-    /// The network; `preset` names a published one, other keys change it.
+    /// The network: `preset` names a published one, keys under `song` or `adm` change it.
     #[serde(default)]
-    pub model: SongUNetConfig,
+    pub model: NetworkConfig,
+    /// What surrounds the network, and what it is told of the noise level.
+    #[serde(default)]
+    pub preconditioning: PreconditioningConfig,
     /// Stages of training, one after the other.
     pub stage: Vec<StageConfig>,
     /// How images are made when models are compared.
@@ -81,9 +85,14 @@ impl Config {
 
     /// The network of a stage.
     pub fn model(&self, stage: &StageConfig, image: ImageShape) -> Model {
-        let dropout = stage.dropout.unwrap_or(self.model.dropout);
-        let network = SongUNetConfig { dropout, ..self.model.clone() };
-        Model::new(&network, image, SIGMA_DATA, self.precision)
+        let network = stage.dropout.map_or_else(|| self.model.clone(), |p| self.model.with_dropout(p));
+        Model::new(&network, &self.preconditioning, image, self.precision)
+    }
+
+    /// The network of a stage's teacher.
+    pub fn teacher(&self, stage: &StageConfig, image: ImageShape) -> Model {
+        let network = self.model.with_dropout(stage.objective.teacher_dropout());
+        Model::new(&network, &self.preconditioning, image, self.precision)
     }
 
     /// Memory for the checkpoints that a search combines.
@@ -111,7 +120,9 @@ impl Config {
                 trajectory.disk_budget_gib = None;
             }
         }
-        let depends = (self.seed, self.precision, data_hash, self.data.xflip, self.conditional, &self.model, stages);
+        let data = (data_hash, self.data.xflip, self.data.augment);
+        let network = (&self.model, &self.preconditioning, self.precision);
+        let depends = (self.seed, data, self.conditional, network, stages);
         Ok(blake3::hash(&serde_json::to_vec(&depends).into_diagnostic()?).to_hex().to_string())
     }
 }
@@ -147,7 +158,9 @@ pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
     if let (Some(config), Some(data)) = (&config, &data)
         && !problems.iter().any(Problem::is_error)
     {
-        problems.extend(check::check_groups(config, config.image(data)));
+        let image = config.image(data);
+        problems.extend(check::check_groups(config, image));
+        check::check_files(config, image, &mut problems);
     }
     problems.sort_by_key(|problem| problem.span(document).map_or(usize::MAX, |span| span.start));
     (config.zip(data).map(|(config, data)| Loaded { config, data }), problems)
@@ -163,19 +176,42 @@ pub fn image_shape(data: &DataInfo, conditional: bool) -> ImageShape {
 fn apply_preset(document: &mut Document) -> Option<Problem> {
     let model = document.value().get("model")?.as_table()?.clone();
     let preset = model.get("preset")?;
-    let known = preset.as_str().and_then(SongUNetConfig::preset);
-    let mut table = known.as_ref().and_then(|c| toml::Table::try_from(c).ok()).unwrap_or_default();
-    table.extend(model.clone().into_iter().filter(|(key, _)| key != "preset"));
-    document.replace("model", table);
-    let names = SongUNetConfig::PRESETS.join("`, `");
-    known.is_none().then(|| Problem::error("model.preset", format!("expected one of `{names}`, found {preset}")))
+    let names = NetworkConfig::presets().join("`, `");
+    let Some(known) = preset.as_str().and_then(NetworkConfig::preset) else {
+        document.replace("model", without_preset(&model));
+        return Some(Problem::error("model.preset", format!("expected one of `{names}`, found {preset}")));
+    };
+    let mut merged = toml::Table::try_from(&known).ok()?;
+    for (key, given) in without_preset(&model) {
+        match (merged.get_mut(&key), given) {
+            (Some(Value::Table(values)), Value::Table(given)) => values.extend(given),
+            // Of another architecture, or no key at all: reading the config tells.
+            (_, given) => drop(merged.insert(key, given)),
+        }
+    }
+    document.replace("model", merged);
+    None
+}
+
+fn without_preset(model: &toml::Table) -> toml::Table {
+    model.clone().into_iter().filter(|(key, _)| key != "preset").collect()
 }
 
 /// The JSON schema of config files, for editors.
 pub fn schema() -> miette::Result<String> {
     let mut schema = schemars::schema_for!(Config).to_value();
     // `preset` is resolved before the config is read.
-    schema["$defs"]["SongUNetConfig"]["properties"]["preset"] =
-        serde_json::json!({ "enum": SongUNetConfig::PRESETS, "description": "A published network to start from." });
+    let preset = serde_json::json!({
+        "enum": NetworkConfig::presets(), "description": "A published network to start from; keys under its architecture change it."
+    });
+    let architectures = schema["$defs"]["NetworkConfig"]["oneOf"].as_array_mut().into_iter().flatten();
+    for architecture in architectures {
+        architecture["properties"]["preset"] = preset.clone();
+    }
+    let mut alone = serde_json::json!({ "type": "object", "required": ["preset"], "additionalProperties": false });
+    alone["properties"]["preset"] = preset;
+    if let Some(ways) = schema["$defs"]["NetworkConfig"]["oneOf"].as_array_mut() {
+        ways.push(alone);
+    }
     serde_json::to_string_pretty(&schema).into_diagnostic()
 }

@@ -3,7 +3,7 @@
 use crate::check::saved;
 use crate::config::{Config, Loaded};
 use crate::train::checkpoint_bytes;
-use lcsc_search::{Budget, MethodName, SearchConfig, When};
+use lcsc_search::{Budget, MethodName, SearchConfig, When, step_images};
 use lcsc_torch::StorageDtype;
 use lcsc_train::StageConfig;
 use lcsc_trajectory::Placement;
@@ -21,17 +21,21 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
     for stage in &config.stage {
         let p = config.model(stage, image).layout.numel() as u64;
         let vector = 4 * p;
-        let (steps, tracks) = (stage.images() / stage.batch, stage.ema.len() as u64);
+        let (steps, tracks) = (stage.steps(), stage.ema.len() as u64);
+        let target = stage.objective.target_ema(0, steps).map(|_| "target network");
+        let teacher = stage.teacher.as_ref().map(|_| "teacher");
+        let others: String = target.iter().chain(&teacher).map(|name| format!(", {name} {}", size(vector))).collect();
         let kept = stage.trajectory().count(stage.images(), stage.batch);
         writeln!(
             o,
-            "stage      {}: {p} parameters, {} images in {steps} steps of {} (rounds of {})\n           \
-             memory: weights {}, gradient {}, moments {}, {tracks} EMA tracks {} (activations come on top)\n           \
+            "stage      {}: {p} parameters, {} images in {steps} steps of {} (rounds of {}), objective {}\n           \
+             memory: weights {}, gradient {}, moments {}, {tracks} EMA tracks {}{others} (activations come on top)\n           \
              trajectory: {kept} checkpoints, {} in the search window",
             stage.name,
             stage.images(),
             stage.batch,
             stage.round(),
+            stage.objective.name(),
             size(vector),
             size(vector),
             size(2 * vector),
@@ -96,8 +100,8 @@ fn budget(search: &SearchConfig, nfe: u64) -> String {
     let Budget { evaluations, seconds, images, patience } = search.budget;
     // A step along a gradient makes its images once without and once with a graph.
     let cost = |method: &MethodName| match method {
-        MethodName::Gradient => 2 * search.gradient.images,
-        MethodName::Finetune => 2 * search.finetune.images,
+        MethodName::Gradient => 2 * step_images(search.gradient.images, nfe as usize),
+        MethodName::Finetune => 2 * step_images(search.finetune.images, nfe as usize),
         MethodName::EmaGrid | MethodName::Evolution | MethodName::OnePlusOne | MethodName::CmaEs => search.images,
     };
     let dearest = search.searching().iter().map(cost).max().unwrap_or(0);

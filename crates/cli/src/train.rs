@@ -54,12 +54,18 @@ fn train_stage(
     state: Option<TrainingState>,
 ) -> Result<Option<StageRecord>> {
     let model = session.config.model(stage, session.image);
+    let teacher_model = session.config.teacher(stage, session.image);
+    let teacher = match &stage.teacher {
+        None => None,
+        Some(source) => Some((&teacher_model, weights(session, source, &teacher_model)?)),
+    };
     let card = serde_json::to_value(&session.card).map_err(|e| Error::msg(format!("metadata: {e}")))?;
     let context = StageContext {
         run: &session.run,
         stage,
         nimg_before: finished.iter().map(|s| s.nimg).sum(),
         model: &model,
+        teacher,
         data: &session.data,
         seed: session.config.seed,
         device: session.device,
@@ -69,7 +75,11 @@ fn train_stage(
     };
     let mut trainer = match state {
         Some(state) => Trainer::resume(context, &state)?,
-        None => Trainer::new(context, start_weights(session, stage, &model)?)?,
+        None => {
+            let fresh = || model.layout.init(session.config.seed, session.device);
+            let start = stage.start.as_ref().map_or_else(fresh, |source| weights(session, source, &model))?;
+            Trainer::new(context, start)?
+        }
     };
     let end = stage.images();
     tracing::info!("stage `{}`: {} of {end} images trained", stage.name, trainer.nimg());
@@ -101,12 +111,11 @@ fn train_stage(
     Ok(Some(trainer.record()))
 }
 
-/// What a stage begins with: fresh weights, the end of an earlier stage, or a file.
-fn start_weights(session: &Session, stage: &StageConfig, model: &lcsc_diffusion::Model) -> Result<Weights> {
-    match &stage.start {
-        None => model.layout.init(session.config.seed, session.device),
-        Some(Start::Weights { path }) => load_weights(&model.layout, &SafeFile::open(path)?, session.device),
-        Some(Start::Stage { name, track }) => {
+/// The end of an earlier stage, or a file.
+fn weights(session: &Session, source: &Start, model: &lcsc_diffusion::Model) -> Result<Weights> {
+    match source {
+        Start::Weights { path } => load_weights(&model.layout, &SafeFile::open(path)?, session.device),
+        Start::Stage { name, track } => {
             let earlier = session.config.stage.iter().find(|s| s.name == *name);
             let track = track.clone().or_else(|| earlier.map(StageConfig::default_track)).unwrap_or_default();
             let mut checkpoints = Manifest::read(&session.run)?;

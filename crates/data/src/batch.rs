@@ -1,5 +1,6 @@
 //! Batches drawn from a dataset, wherever it lives.
 
+use crate::augment::{apply, mirror};
 use crate::dataset::Dataset;
 use crate::sampler::Sampler;
 use lcsc_torch::to_float;
@@ -13,6 +14,8 @@ pub struct Batch {
     pub images: Tensor,
     /// Classes, i64 [B].
     pub labels: Option<Tensor>,
+    /// What augmentation did to each image, f32 [B,9], where the dataset has augmentation.
+    pub augment_labels: Option<Tensor>,
 }
 
 impl Dataset {
@@ -37,7 +40,8 @@ impl Dataset {
         Ok(Dataset { images, labels, ..self })
     }
 
-    /// The images at the positions `first..first+n` of the sampler's order, mirrored where `xflip` says, on `device`.
+    /// The images at the positions `first..first+n` of the sampler's order, mirrored where `xflip` says, on `device`, and
+    /// augmented there.
     ///
     /// # Errors
     /// The sampler is for another number of images, or the device has no room.
@@ -50,11 +54,13 @@ impl Dataset {
         let indices = Tensor::f_from_slice(&sampler.indices(first, n))?.f_to(home)?;
         let mut images = self.images.f_index_select(0, &indices)?; // u8 [B,C,H,W]
         if self.xflip {
-            let mirrored = Tensor::f_from_slice(&sampler.flips(first, n))?.f_view([-1, 1, 1, 1])?.f_to(home)?;
-            images = images.f_flip([3])?.f_where_self(&mirrored, &images)?;
+            images = mirror(&images, 3, &sampler.flips(first, n))?;
         }
         let labels = self.labels.as_ref().map(|l| l.f_index_select(0, &indices)?.f_to(device)).transpose()?;
-        Ok(Batch { images: to_float(&images.f_to(device)?), labels })
+        let images = to_float(&images.f_to(device)?);
+        let Some(p) = self.augment else { return Ok(Batch { images, labels, augment_labels: None }) };
+        let (images, augment_labels) = apply(&images, &sampler.augmentations(first, n, p))?;
+        Ok(Batch { images, labels, augment_labels: Some(augment_labels) })
     }
 }
 

@@ -25,12 +25,24 @@ pub struct DataConfig {
     pub labels: bool,
     /// Mirrors each drawn image left to right with probability ½.
     pub xflip: bool,
+    /// The probability of each of EDM's transformations (flips, scale, rotation, anisotropy, translation; Karras et al.
+    /// 2022, table 6), 0 < p ≤ 1: EDM's recipe for CIFAR-10 has 0.12. As there, the flip left to right among them
+    /// has probability ½ whatever p is, so `xflip` stays off. The network then needs `augment_dim = 9`. Unset: none.
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    pub augment: Option<f64>,
     /// Largest dataset, in MiB of u8 pixels, that is kept on the device; a larger one stays in host memory.
     pub device_budget_mib: u64,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { source: DIGITS.into(), resolution: None, labels: true, xflip: false, device_budget_mib: 4096 }
+        Self {
+            source: DIGITS.into(),
+            resolution: None,
+            labels: true,
+            xflip: false,
+            augment: None,
+            device_budget_mib: 4096,
+        }
     }
 }

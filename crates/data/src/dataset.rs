@@ -47,6 +47,8 @@ pub struct Dataset {
     pub name: String,
     /// Whether batches mirror images left to right with probability ½.
     pub xflip: bool,
+    /// The probability of each of EDM's transformations, where batches are augmented.
+    pub augment: Option<f64>,
     pub(crate) device_budget_mib: u64,
 }
 
@@ -79,6 +81,7 @@ impl Dataset {
             hash,
             name: source.name,
             xflip: config.xflip,
+            augment: config.augment,
             device_budget_mib: config.device_budget_mib,
         })
     }
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_sources_and_resolutions_are_refused() {
+    fn wrong_sources_resolutions_and_probabilities_are_refused() {
         let text = open(&config(Path::new("/no/such"))).unwrap_err().to_string();
         assert!(text.contains("data.source = \"/no/such\"") && text.contains("an EDM zip or a folder"), "{text}");
         let place = TempDir::new().unwrap();
@@ -238,6 +241,11 @@ mod tests {
             let text = inspect(&DataConfig { resolution: Some(r), ..DataConfig::default() }).unwrap_err().to_string();
             assert!(text.contains(&format!("data.resolution = {r}: expected")), "{text}");
         }
+        for p in [0.0, -0.1, 1.5, f64::NAN] {
+            let text = inspect(&DataConfig { augment: Some(p), ..DataConfig::default() }).unwrap_err().to_string();
+            assert!(text.contains(&format!("data.augment = {p}: expected")), "{text}");
+        }
+        inspect(&DataConfig { augment: Some(1.0), ..DataConfig::default() }).unwrap();
     }
 
     #[test]

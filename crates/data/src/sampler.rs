@@ -1,5 +1,6 @@
 //! The order of the training images: a pure function of (seed, position), so that resuming needs no generator state.
 
+use crate::augment::Augmentation;
 use lcsc_torch::{Stream, rng, unit_f64};
 use rand_core::Rng;
 
@@ -42,6 +43,17 @@ impl Sampler {
     /// the position's own augmentation stream.
     pub fn flips(&self, first: u64, n: usize) -> Vec<bool> {
         (first..first + n as u64).map(|p| unit_f64(&mut rng(self.seed, Stream::Augment, p)) < 0.5).collect()
+    }
+
+    /// What augmentation does to the images at the positions `first..first+n`, each transformation with probability
+    /// `p`: the draws of the position's own augmentation stream that follow the one of [`Sampler::flips`].
+    pub fn augmentations(&self, first: u64, n: usize, p: f64) -> Vec<Augmentation> {
+        let draw = |position| {
+            let mut rng = rng(self.seed, Stream::Augment, position);
+            unit_f64(&mut rng);
+            Augmentation::draw(&mut rng, p)
+        };
+        (first..first + n as u64).map(draw).collect()
     }
 
     fn order(&mut self, epoch: u64) -> &[i64] {

@@ -68,6 +68,11 @@ impl Source {
             Some(r @ 1..=MAX_RESOLUTION) => Some(r as u32),
             Some(r) => bail!("data.resolution = {r}: expected a number of pixels, 1…{MAX_RESOLUTION}"),
         };
+        if let Some(p) = config.augment
+            && !(p > 0.0 && p <= 1.0)
+        {
+            bail!("data.augment = {p}: expected a probability, 0 < p ≤ 1; leave it out for no augmentation");
+        }
         let path = PathBuf::from(&config.source);
         let (reader, names, labels) =
             if config.source == DIGITS { open_digits(config.labels)? } else { open_path(&path, config.labels)? };

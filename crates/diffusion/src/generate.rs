@@ -1,8 +1,8 @@
 //! The images of a latent stream: latents, classes and sampler noise of each are functions of (seed, stream, index).
 
-use crate::model::{Conditioning, Denoiser, one_hot, random_classes};
+use crate::model::{Conditioning, Denoiser, Model, one_hot, random_classes};
 use crate::sampler::SamplerConfig;
-use crate::solver::{Samples, first_state, step, try_sample};
+use crate::solver::{Samples, Solver, State};
 use lcsc_torch::{Device, Kind, Result, Stream, Tensor, derive_seed, latents};
 use lcsc_unet::ImageShape;
 
@@ -33,14 +33,15 @@ pub fn generate(
     n: usize,
     device: Device,
 ) -> Result<Samples> {
-    let source = Source::new(config, net.model().image, Draw { seed, stream, first, n }, device)?;
+    let source = Source::new(config, net.model(), Draw { seed, stream, first, n }, device)?;
     let denoise = |x: &Tensor, sigma: f64| source.denoise(net, x, sigma);
-    lcsc_torch::tch::no_grad(|| try_sample(config, &source.z, denoise, |i| source.noise(i)))
+    lcsc_torch::tch::no_grad(|| source.solver.try_sample(&source.z, denoise, |i| source.noise(i)))
 }
 
 /// All that images of a draw are made from beside the weights.
 pub(crate) struct Source<'c> {
     config: &'c SamplerConfig,
+    solver: Solver<'c>,
     image: ImageShape,
     draw: Draw,
     device: Device,
@@ -50,28 +51,37 @@ pub(crate) struct Source<'c> {
 }
 
 impl<'c> Source<'c> {
-    pub(crate) fn new(config: &'c SamplerConfig, image: ImageShape, draw: Draw, device: Device) -> Result<Self> {
+    pub(crate) fn new(config: &'c SamplerConfig, model: &'c Model, draw: Draw, device: Device) -> Result<Self> {
+        let (image, solver) = (model.image, Solver::new(config, &model.preconditioning));
         let Draw { seed, stream, first, n } = draw;
         let z = latents(seed, stream, first, n, image.chw(), device)?;
         let classes = random_classes(derive_seed(seed, stream, 0), first, n, image.label_dim, device);
         let conditioning = Conditioning { labels: one_hot(classes.as_ref(), image.label_dim), augment_labels: None };
-        Ok(Self { config, image, draw, device, z, conditioning })
+        Ok(Self { config, solver, image, draw, device, z, conditioning })
     }
 
     /// The state x_0 of the sampler.
-    pub(crate) fn first_state(&self) -> Tensor {
-        first_state(self.config, &self.z)
+    pub(crate) fn first_state(&self) -> State {
+        self.solver.first_state(&self.z)
     }
 
-    /// The state x_{i+1} of the sampler after the state `x` = x_i.
-    pub(crate) fn step(&self, net: &Denoiser, i: usize, x: &Tensor) -> Result<Tensor> {
-        step(self.config, i, x, |x, sigma| self.denoise(net, x, sigma), |k| self.noise(k))
+    /// The sampler's state after step i.
+    pub(crate) fn step(&self, net: &Denoiser, i: usize, state: &State) -> Result<State> {
+        self.solver.step(i, state, |x, sigma| self.denoise(net, x, sigma), |k| self.noise(k))
     }
 
-    /// D(x;σ) f32 [N,C,H,W] for the classes of the draw.
+    /// D(x;σ) f32 [N,C,H,W] for the classes of the draw, guided towards them where the sampler says so.
     fn denoise(&self, net: &Denoiser, x: &Tensor, sigma: f64) -> Tensor {
         let sigma = Tensor::full([self.draw.n as i64], sigma, (Kind::Float, self.device));
-        net.denoise(x, &sigma, self.config.scalings(), &self.conditioning, false)
+        let denoise = |conditioning| net.denoise(x, &sigma, self.config.scalings(), conditioning, false);
+        let conditional = denoise(&self.conditioning);
+        match self.config.guidance() {
+            None => conditional,
+            Some(w) => {
+                let unconditional = denoise(&Conditioning::default());
+                &unconditional + (conditional - &unconditional) * w
+            }
+        }
     }
 
     /// The i-th unit normal noise f32 [N,C,H,W] that a stochastic sampler adds.

@@ -3,6 +3,7 @@
 use crate::generate::{Draw, Source};
 use crate::model::Model;
 use crate::sampler::SamplerConfig;
+use crate::solver::State;
 use lcsc_torch::tch::{no_grad, with_grad};
 use lcsc_torch::{Device, Kind, Result, Tensor, Weights, bail};
 
@@ -27,83 +28,87 @@ pub fn generate_backward(
     device: Device,
     cotangent: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let source = Source::new(config, model.image, draw, device)?;
+    let source = Source::new(config, model, draw, device)?;
     let (mut states, last) = no_grad(|| states(model, weights, &source, config.steps()))?;
     let mut step = Step::record(model, weights, &source, states.len(), &last)?;
-    let images = step.x_next.f_detach()?.f_to_kind(Kind::Float)?;
-    let mut x_bar = cotangent(&images)?;
+    let images = step.next[0].f_detach()?.f_to_kind(Kind::Float)?;
+    let x_bar = cotangent(&images)?;
     if x_bar.size() != images.size() || x_bar.kind() != images.kind() {
         let (found, expected) = (x_bar.size(), images.size());
         bail!("the gradient by images is {:?} of shape {found:?}, expected Float {expected:?}", x_bar.kind());
     }
+    let mut bars = vec![x_bar];
     let mut theta_bar = weights.theta.f_detach()?.f_zeros_like()?;
     loop {
-        let (step_bar, before) = step.backward(&x_bar)?;
+        let (step_bar, before) = step.backward(&bars)?;
         let _ = theta_bar.f_add_(&step_bar)?;
-        let (Some(before), Some(x)) = (before, states.pop()) else { return Ok(theta_bar) };
-        x_bar = before;
-        step = Step::record(model, weights, &source, states.len(), &x)?;
+        let Some(state) = states.pop() else { return Ok(theta_bar) };
+        bars = before;
+        step = Step::record(model, weights, &source, states.len(), &state)?;
     }
 }
 
-/// The states x_0 … x_{S−2} and x_{S−1}: what the S steps begin with.
-fn states(model: &Model, weights: &Weights, source: &Source, steps: usize) -> Result<(Vec<Tensor>, Tensor)> {
+/// The states before each of the S steps: those of the first S − 1, and that of the last.
+fn states(model: &Model, weights: &Weights, source: &Source, steps: usize) -> Result<(Vec<State>, State)> {
     let net = model.bind(weights)?;
-    let (mut states, mut x) = (Vec::new(), source.first_state());
+    let (mut states, mut state) = (Vec::new(), source.first_state());
     for i in 0..steps.saturating_sub(1) {
-        let x_next = source.step(&net, i, &x)?;
-        states.push(std::mem::replace(&mut x, x_next));
+        let next = source.step(&net, i, &state)?;
+        states.push(std::mem::replace(&mut state, next));
     }
-    Ok((states, x))
+    Ok((states, state))
 }
 
 /// One step of the sampler with its graph.
 struct Step {
     /// Leaf f32 [P].
     theta: Tensor,
-    /// Leaf x_i; none for the first step, whose state depends on nothing.
-    x: Option<Tensor>,
-    /// x_{i+1}
-    x_next: Tensor,
+    /// Leaves: the state before; none for the first step, whose state depends on nothing.
+    before: State,
+    next: State,
 }
 
 impl Step {
-    fn record(model: &Model, weights: &Weights, source: &Source, i: usize, x: &Tensor) -> Result<Self> {
+    fn record(model: &Model, weights: &Weights, source: &Source, i: usize, state: &State) -> Result<Self> {
         let theta = weights.theta.f_detach()?.f_set_requires_grad(true)?;
-        let x = x.f_detach()?.f_set_requires_grad(i > 0)?;
-        let x_next = with_grad(|| {
+        let leaf = |t: &Tensor| Ok(t.f_detach()?.f_set_requires_grad(i > 0)?);
+        let state = state.iter().map(leaf).collect::<Result<State>>()?;
+        let next = with_grad(|| {
             let net = model.bind(&weights.with_theta(theta.shallow_clone()))?;
-            source.step(&net, i, &x)
+            source.step(&net, i, &state)
         })?;
-        Ok(Self { theta, x: (i > 0).then_some(x), x_next })
+        Ok(Self { theta, before: if i > 0 { state } else { vec![] }, next })
     }
 
-    /// ∂F/∂x_{i+1} → (the step's part of ∂F/∂θ, ∂F/∂x_i); frees the graph.
-    fn backward(self, x_bar: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let kind = self.x_next.kind();
-        // The gradient of Σ x_{i+1}·x̄ with x̄ held fixed is the product with x̄.
-        let dot = with_grad(|| self.x_next.f_mul(&x_bar.f_detach()?.f_to_kind(kind)?)?.f_sum(kind))?;
-        let inputs: Vec<&Tensor> = std::iter::once(&self.theta).chain(&self.x).collect();
+    /// ∂F by the state after the step → (the step's part of ∂F/∂θ, ∂F by the state before it); frees the graph.
+    fn backward(self, bars: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+        // The gradient of Σ x·x̄ with x̄ held fixed is the product with x̄.
+        let dot = |(x, bar): (&Tensor, &Tensor)| Ok(x.f_mul(&bar.f_detach()?.f_to_kind(x.kind())?)?.f_sum(x.kind())?);
+        let dots = with_grad(|| self.next.iter().zip(bars).map(dot).collect::<Result<Vec<_>>>())?;
+        let dot = with_grad(|| Tensor::f_stack(&dots, 0)?.f_sum(None::<Kind>))?;
+        let inputs: Vec<&Tensor> = std::iter::once(&self.theta).chain(&self.before).collect();
         let mut grads = Tensor::f_run_backward(&[dot], &inputs, false, false)?;
-        let x_bar = self.x.as_ref().and_then(|_| grads.pop());
-        Ok((grads.swap_remove(0), x_bar))
+        let before = grads.split_off(1);
+        Ok((grads.swap_remove(0), before))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PreconditioningConfig;
     use crate::model::{Conditioning, one_hot, random_classes};
-    use crate::sampler::{Churn, ConsistencyConfig, OdeConfig};
+    use crate::sampler::{Churn, ConsistencyConfig, DpmConfig, GridConfig, OdeConfig};
     use crate::{generate, sample};
     use lcsc_torch::{Error, Precision, Stream, derive_seed, latents};
-    use lcsc_unet::{ImageShape, SongUNetConfig};
+    use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 
     const IMAGE: ImageShape = ImageShape { channels: 1, resolution: 8, label_dim: 3 };
     const DRAW: Draw = Draw { seed: 5, stream: Stream::SearchLatents, first: 7, n: 2 };
 
     fn model(precision: Precision) -> (Model, Weights) {
-        let model = Model::new(&SongUNetConfig { model_channels: 8, ..SongUNetConfig::tiny() }, IMAGE, 0.5, precision);
+        let network = NetworkConfig::Song(SongUNetConfig { model_channels: 8, ..SongUNetConfig::tiny() });
+        let model = Model::new(&network, &PreconditioningConfig::default(), IMAGE, precision);
         let initial = model.layout.init(0, Device::Cpu).unwrap();
         // The initial weights of last layers are nearly zero, and so would be the gradients before them.
         let weights = initial.with_theta(&initial.theta + 0.02);
@@ -119,13 +124,27 @@ mod tests {
     }
 
     /// Each with the evaluations of the network that it takes.
-    fn samplers() -> [(SamplerConfig, usize); 5] {
+    fn samplers() -> [(SamplerConfig, usize); 9] {
+        let dpm = |steps, multistep| {
+            SamplerConfig::Dpmpp(DpmConfig {
+                steps,
+                multistep,
+                sigma_min: 0.1,
+                sigma_max: 10.0,
+                ..DpmConfig::default()
+            })
+        };
+        let grid = |guidance| GridConfig { steps: 3, guidance, ..GridConfig::default() };
         [
             (consistency(&[]), 1),
             (consistency(&[0.821]), 2),
             (SamplerConfig::Heun(ode(3, 0.0)), 5),
             (SamplerConfig::Euler(ode(4, 0.0)), 4),
             (SamplerConfig::Heun(ode(3, 1.0)), 5),
+            (SamplerConfig::Ddim(grid(Some(1.5))), 6),
+            (SamplerConfig::Ancestral(grid(None)), 3),
+            (dpm(5, true), 5),
+            (dpm(4, false), 4),
         ]
     }
 
@@ -159,10 +178,15 @@ mod tests {
         let conditioning = Conditioning { labels: one_hot(classes.as_ref(), IMAGE.label_dim), augment_labels: None };
         let denoise = |x: &Tensor, sigma: f64| {
             let sigma = Tensor::full([n as i64], sigma, (Kind::Float, Device::Cpu));
-            net.denoise(x, &sigma, config.scalings(), &conditioning, false)
+            let conditional = net.denoise(x, &sigma, config.scalings(), &conditioning, false);
+            let unconditional = || net.denoise(x, &sigma, config.scalings(), &Conditioning::default(), false);
+            match config.guidance() {
+                Some(w) => conditional * w + unconditional() * (1.0 - w),
+                None => conditional,
+            }
         };
         let noise = |i: usize| z(derive_seed(stream_seed, Stream::SamplerNoise, i as u64), Stream::SamplerNoise);
-        let images = sample(config, &z(seed, stream), denoise, noise).images;
+        let images = sample(config, &model.preconditioning, &z(seed, stream), denoise, noise).images;
         Tensor::run_backward(&[f(&images)], &[&theta], false, false).remove(0)
     }
 

@@ -1,19 +1,19 @@
 //! A network with its preconditioning: the denoiser D(x;σ) for any flat parameter vector.
 
-use crate::precond::Scalings;
+use crate::precond::{Preconditioning, PreconditioningConfig, Scalings};
 use lcsc_torch::{Device, Kind, ParamLayout, Params, Precision, Result, Stream, Tensor, Weights, rng};
-use lcsc_unet::{ImageShape, SongUNet, SongUNetConfig};
+use lcsc_unet::{ImageShape, Network, NetworkConfig};
 use rand_core::Rng;
 
 /// An architecture, its layout and its preconditioning. Holds no weights.
 pub struct Model {
-    net: SongUNet,
+    net: Network,
     /// Names and places of the parameters.
     pub layout: ParamLayout,
     /// The images it is for.
     pub image: ImageShape,
-    /// Standard deviation of the data.
-    pub sigma_data: f64,
+    /// What surrounds the network.
+    pub preconditioning: Preconditioning,
     /// The type that the network computes in.
     pub precision: Precision,
 }
@@ -29,9 +29,14 @@ pub struct Conditioning {
 
 impl Model {
     /// The model of a valid configuration.
-    pub fn new(network: &SongUNetConfig, image: ImageShape, sigma_data: f64, precision: Precision) -> Self {
-        let (net, layout) = SongUNet::new(network, image);
-        Self { net, layout, image, sigma_data, precision }
+    pub fn new(
+        network: &NetworkConfig,
+        preconditioning: &PreconditioningConfig,
+        image: ImageShape,
+        precision: Precision,
+    ) -> Self {
+        let (net, layout) = Network::new(network, image, preconditioning.out_channels(image.channels));
+        Self { net, layout, image, preconditioning: Preconditioning::new(preconditioning), precision }
     }
 
     /// The denoiser of these weights. One cast where the precision is not f32; gradients flow to `weights.theta`.
@@ -60,7 +65,7 @@ impl Denoiser<'_> {
         conditioning: &Conditioning,
         train: bool,
     ) -> Tensor {
-        let c = scalings.coefficients(sigma, self.model.sigma_data);
+        let c = self.model.preconditioning.coefficients(sigma, scalings);
         let Conditioning { labels, augment_labels } = conditioning;
         let f_x = self.model.net.forward(
             &self.params,
@@ -70,7 +75,7 @@ impl Denoiser<'_> {
             augment_labels.as_ref(),
             train,
         );
-        c.c_skip * x + c.c_out * f_x
+        c.c_skip * x + c.c_out * f_x.narrow(1, 0, self.model.image.channels)
     }
 
     /// The model that is bound.

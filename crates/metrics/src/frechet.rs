@@ -38,48 +38,28 @@ impl Reference {
     /// # Errors
     /// The numbers of features differ, or the eigenvalues did not converge.
     pub fn distance(&self, candidate: &FeatureStats) -> Result<f64> {
-        match self.terms(candidate)? {
-            Some(terms) => terms.distance(&terms.product.f_linalg_eigvalsh("L")?),
-            None => Ok(f64::INFINITY),
-        }
-    }
-
-    /// What the distance of a candidate and its derivatives are made of, or nothing where that is not finite.
-    ///
-    /// # Errors
-    /// The numbers of features differ.
-    pub(crate) fn terms(&self, candidate: &FeatureStats) -> Result<Option<Terms>> {
         if candidate.dim() != self.stats.dim() {
             bail!("statistics of {} features cannot be compared with {}", candidate.dim(), self.stats.dim());
         }
         let product = self.root.f_matmul(&candidate.cov)?.f_matmul(&self.root)?;
         let shift = candidate.mean.f_sub(&self.stats.mean)?;
-        let rest =
-            (shift.square().sum(Kind::Double) + self.stats.cov.trace() + candidate.cov.trace()).double_value(&[]);
+        let rest = self.rest(&shift, candidate.cov.f_trace()?.double_value(&[]));
         // Eigenvalues of NaN are an error in LAPACK.
-        Ok((rest.is_finite() && is_finite(&product)).then_some(Terms { product, shift, rest }))
+        if !rest.is_finite() || !is_finite(&product) {
+            return Ok(f64::INFINITY);
+        }
+        Ok(rest - 2.0 * sum_of_roots(&product.f_linalg_eigvalsh("L")?))
+    }
+
+    /// ‖μ−μr‖² + Tr(Σr+Σ) for μ−μr and Tr Σ.
+    pub(crate) fn rest(&self, shift: &Tensor, trace: f64) -> f64 {
+        (shift.square().sum(Kind::Double) + self.stats.cov.trace()).double_value(&[]) + trace
     }
 }
 
-/// What a Fréchet distance and its derivatives share; all values are finite.
-pub(crate) struct Terms {
-    /// M = √Σr·Σ·√Σr, f64 [D,D].
-    pub product: Tensor,
-    /// μ−μr, f64 [D].
-    pub shift: Tensor,
-    /// ‖μ−μr‖² + Tr(Σr+Σ).
-    rest: f64,
-}
-
-impl Terms {
-    /// The distance, given the eigenvalues f64 [D] of M; rounding may have made some of them negative.
-    ///
-    /// # Errors
-    /// libtorch failed.
-    pub(crate) fn distance(&self, eigenvalues: &Tensor) -> Result<f64> {
-        let roots = eigenvalues.f_clamp_min(0.0)?.f_sqrt()?.f_sum(Kind::Double)?;
-        Ok(self.rest - 2.0 * roots.double_value(&[]))
-    }
+/// Σ√λ of eigenvalues f64 [D] that are not negative but for rounding.
+pub(crate) fn sum_of_roots(eigenvalues: &Tensor) -> f64 {
+    eigenvalues.clamp_min(0.0).sqrt().sum(Kind::Double).double_value(&[])
 }
 
 /// The Fréchet distance of two sets of statistics; infinite where one of them is not finite.

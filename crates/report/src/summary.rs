@@ -42,6 +42,8 @@ pub struct Metric {
     pub n_search: u64,
     /// Images generated for each held-out figure.
     pub n_heldout: u64,
+    /// Network evaluations an image.
+    pub nfe: u64,
 }
 
 /// The search that found the coefficients.
@@ -171,10 +173,10 @@ pub fn table(summary: &Summary) -> String {
             format!("{:.2}/{:.2}", model.precision, model.recall),
         );
     }
-    let Metric { extractor, reference, n_search, n_heldout } = &summary.metric;
+    let Metric { extractor, reference, n_search, n_heldout, nfe } = &summary.metric;
     let Search { method, evaluations, seconds } = &summary.search;
     for line in [
-        format!("* best on held-out latents: {n_heldout} images a seed, mean ± standard deviation"),
+        format!("* best on held-out latents: {n_heldout} images a seed at {nfe} NFE, mean ± standard deviation"),
         format!("  FD of {extractor} against {reference}; independent and pixel FD have their own scales"),
         format!("  search: {method}, {evaluations} evaluations, {seconds:.0} s; search FD of {n_search} images"),
     ] {
@@ -234,6 +236,7 @@ mod tests {
                 reference: "digits".into(),
                 n_search: 1000,
                 n_heldout: 5000,
+                nfe: 1,
             },
             search: Search { method: "evolution".into(), evaluations: 700, seconds: 40.25 },
             models: vec![
@@ -253,7 +256,7 @@ mod tests {
   best checkpoint  184320                    3.750     12346 ± 1.500     4.500     2.5e7  0.75/0.50
   best EMA         half-life of ten th…      3.100     3.200 ± 0.030     4.000     2.000  0.75/0.50
 * LCSC             51 checkpoints            1.250     1.600 ± 0.025       inf     1.000  0.75/0.50
-* best on held-out latents: 5000 images a seed, mean ± standard deviation
+* best on held-out latents: 5000 images a seed at 1 NFE, mean ± standard deviation
   FD of classifier-64 against digits; independent and pixel FD have their own scales
   search: evolution, 700 evaluations, 40 s; search FD of 1000 images
 ";
@@ -287,7 +290,7 @@ mod tests {
         let expected = serde_json::json!({
             "name": "quickstart",
             "stages": [{"name": "edm", "nimg": 153600, "seconds": 26.5}],
-            "metric": {"extractor": "classifier-64", "reference": "digits", "n_search": 1000, "n_heldout": 5000},
+            "metric": {"extractor": "classifier-64", "reference": "digits", "n_search": 1000, "n_heldout": 5000, "nfe": 1},
             "search": {"method": "evolution", "evaluations": 700, "seconds": 40.25},
             "models": [{
                 "label": "lcsc", "detail": "51 checkpoints", "fd_search": 1.25, "fd_heldout": 1.6,

@@ -4,6 +4,7 @@ use crate::candidate::Model;
 use crate::coefficients::Coefficients;
 use crate::config::SearchConfig;
 use crate::gradient::Objective;
+use crate::methods::step_images;
 use crate::score::{Fitness, Latents, ReportScores, Scores};
 use crate::tuning::Tuning;
 use lcsc_diffusion::{Denoiser, Draw, SamplerConfig, generate};
@@ -95,7 +96,8 @@ impl<'a> SampledFitness<'a> {
     }
 
     /// The fresh latents of a step.
-    fn step_latents(&self, step: u64, n: u64) -> LatentSet {
+    fn step_latents(&self, step: u64, images: u64) -> LatentSet {
+        let n = step_images(images, self.setting.sampler.nfe());
         let seed = derive_seed(self.setting.seed, Stream::StepLatents, step);
         LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.setting.config.chunk }
     }

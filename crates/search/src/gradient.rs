@@ -3,7 +3,7 @@
 
 use crate::fitness::LatentSet;
 use lcsc_diffusion::{Draw, Model, SamplerConfig, generate, generate_backward};
-use lcsc_metrics::{FeatureStats, Scorer};
+use lcsc_metrics::Scorer;
 use lcsc_torch::tch::{no_grad, with_grad};
 use lcsc_torch::{Device, Error, Kind, Result, Tensor, Weights};
 
@@ -30,21 +30,20 @@ impl Objective<'_> {
         if let [draw] = chunks[..] {
             let mut fd = f64::INFINITY;
             let gradient = self.backward(weights, draw, |features| {
-                let gradient = self.scorer.reference.gradient(&FeatureStats::of(features)?)?;
+                let gradient = self.scorer.reference.gradient(features)?;
                 fd = gradient.distance;
-                gradient.cotangent(features)
+                Ok(gradient.features)
             })?;
             let gradient = if fd.is_finite() { gradient } else { gradient.f_zeros_like()? };
             return Ok((fd, gradient));
         }
         let features = no_grad(|| self.features(weights, &chunks))?;
-        let gradient = self.scorer.reference.gradient(&FeatureStats::of(&features)?)?;
+        let gradient = self.scorer.reference.gradient(&features)?;
         let mut theta_bar = weights.theta.f_detach()?.f_zeros_like()?;
         if gradient.distance.is_finite() {
-            let cotangent = gradient.cotangent(&features)?;
             let mut first = 0;
             for &draw in &chunks {
-                let part = cotangent.f_narrow(0, first, draw.n as i64)?;
+                let part = gradient.features.f_narrow(0, first, draw.n as i64)?;
                 let _ = theta_bar.f_add_(&self.backward(weights, draw, |_| Ok(part))?)?;
                 first += draw.n as i64;
             }

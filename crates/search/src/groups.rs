@@ -54,7 +54,7 @@ mod tests {
     use lcsc_unet::{ImageShape, SongUNet, SongUNetConfig};
 
     fn layout() -> ParamLayout {
-        SongUNet::new(&SongUNetConfig::tiny(), ImageShape { channels: 1, resolution: 8, label_dim: 0 }).1
+        SongUNet::new(&SongUNetConfig::tiny(), ImageShape { channels: 1, resolution: 8, label_dim: 0 }, 1).1
     }
 
     fn names(groups: Option<Groups>, method: &[MethodName]) -> Result<Vec<String>> {

@@ -34,7 +34,7 @@ pub use groups::{groups_of, partition};
 pub use log::{Claim, Evaluation, Header, Record};
 pub use methods::{
     AdamSteps, Beginning, CmaEs, CmaEsConfig, CmaSearch, Evolution, EvolutionConfig, FinetuneConfig, Gradient,
-    GradientConfig, Member, Method, MethodName, Objective, OnePlusOne, OnePlusOneConfig,
+    GradientConfig, Member, Method, MethodName, Objective, OnePlusOne, OnePlusOneConfig, step_images,
 };
 pub use outcome::{Label, Outcome, Row};
 pub use phase::Phase;

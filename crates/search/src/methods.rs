@@ -14,6 +14,7 @@ pub use cma_es::{CmaEs, CmaEsConfig};
 pub use cma_search::CmaSearch;
 pub use evolution::{Evolution, EvolutionConfig};
 pub(crate) use gradient::rate;
+pub use gradient::step_images;
 pub use gradient::{AdamSteps, FinetuneConfig, Gradient, GradientConfig};
 pub use one_plus_one::{OnePlusOne, OnePlusOneConfig};
 

@@ -1,7 +1,7 @@
 //! The parts of a search.
 
 use crate::config::SearchConfig;
-use crate::methods::MethodName;
+use crate::methods::{MethodName, step_images};
 use crate::score::Latents;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -46,10 +46,10 @@ impl Phase {
     }
 
     /// Images sampled for one score.
-    pub(crate) fn images(self, config: &SearchConfig) -> u64 {
+    pub(crate) fn images(self, config: &SearchConfig, nfe: usize) -> u64 {
         match self {
-            Self::Search(MethodName::Gradient) => config.gradient.images,
-            Self::Search(MethodName::Finetune) => config.finetune.images,
+            Self::Search(MethodName::Gradient) => step_images(config.gradient.images, nfe),
+            Self::Search(MethodName::Finetune) => step_images(config.finetune.images, nfe),
             Self::Baseline | Self::Search(_) | Self::Finalist => config.images,
             Self::Selection => config.selection_images,
             Self::Report(_) => config.report_images,

@@ -113,7 +113,7 @@ impl Session<'_> {
     ) -> Step<Vec<Evaluation>> {
         let phase = Phase::Search(name);
         let tunes = name == MethodName::Finetune;
-        let images = phase.images(self.config);
+        let images = phase.images(self.config, self.nfe);
         let logged = self.log.scores(phase, first_id).count() as u64;
         let mut tuned = if tunes { self.fitness.begin_tuning(start, logged)? } else { 0 };
         let mut told = Told::new(name, first_id);
@@ -181,7 +181,7 @@ impl Session<'_> {
             let started = Instant::now();
             let (scores, gradient) = self.evaluate(phase, &candidate, fraction)?;
             let seconds = started.elapsed().as_secs_f64() + merging;
-            let (worker, images) = (self.log.worker(), phase.images(self.config));
+            let (worker, images) = (self.log.worker(), phase.images(self.config, self.nfe));
             let scores = scores.worst_if_not_finite();
             let evaluation = Evaluation { candidate, worker, phase, images, scores, gradient, seconds };
             self.log.append(&evaluation)?;

@@ -20,6 +20,8 @@ pub enum Init {
         /// Extra factor.
         gain: f64,
     },
+    /// Uniform between ± this bound.
+    Uniform(f64),
     /// Normal with this standard deviation.
     Normal(f64),
     /// All zero.
@@ -56,15 +58,19 @@ impl TensorSpec {
         let mut rng = ChaCha8Rng::seed_from_u64(derive_seed(seed, Stream::Init, name_hash));
         match &self.init {
             Init::XavierUniform { fan_in, fan_out, gain } => {
-                let bound = gain * (6.0 / (fan_in + fan_out) as f64).sqrt();
-                (0..n).map(|_| (bound * (2.0 * unit_f64(&mut rng) - 1.0)) as f32).collect()
+                uniform(n, gain * (6.0 / (fan_in + fan_out) as f64).sqrt(), &mut rng)
             }
+            Init::Uniform(bound) => uniform(n, *bound, &mut rng),
             Init::Normal(std) => (0..n).map(|_| (std * standard_normal(&mut rng)) as f32).collect(),
             Init::Zeros => vec![0.0; n],
             Init::Ones => vec![1.0; n],
             Init::Fixed(values) => values.clone(),
         }
     }
+}
+
+fn uniform(n: usize, bound: f64, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    (0..n).map(|_| (bound * (2.0 * unit_f64(rng) - 1.0)) as f32).collect()
 }
 
 /// A parameter of the layout that gave it.

@@ -5,7 +5,7 @@ use crate::layout::{ParamLayout, TensorSpec};
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -214,12 +214,7 @@ impl SafeFile {
     /// # Errors
     /// A tensor is missing, extra, mis-shaped or mis-typed (parameters: all f32, all bf16 or all f16; buffers: f32).
     pub fn weights(&self, layout: &ParamLayout) -> Result<Weights> {
-        let expected: Vec<&str> = layout.params().iter().chain(layout.buffers()).map(|s| s.name.as_str()).collect();
-        let extra: Vec<String> = self.names().into_iter().filter(|n| !expected.contains(&n.as_str())).collect();
-        if !extra.is_empty() {
-            let message = format!("holds tensors that this network does not have: {}", list(&extra));
-            return Err(Error::file(&self.path, message));
-        }
+        self.no_others(layout)?;
         let mut kinds = vec![Kind::Float, Kind::BFloat16, Kind::Half];
         let mut pieces = Vec::with_capacity(layout.params().len());
         for spec in layout.params() {
@@ -231,13 +226,41 @@ impl SafeFile {
         Ok(Weights { theta: Tensor::f_cat(&pieces, 0)?, buffers })
     }
 
+    /// Whether the file holds the tensors of a network, by their names and shapes alone.
+    ///
+    /// # Errors
+    /// A tensor is missing, extra or mis-shaped.
+    pub fn check(&self, layout: &ParamLayout) -> Result<()> {
+        self.no_others(layout)?;
+        for spec in layout.params().iter().chain(layout.buffers()) {
+            let shape: Vec<i64> = self.info(&spec.name)?.shape.iter().map(|&d| d as i64).collect();
+            self.expect_shape(spec, &shape)?;
+        }
+        Ok(())
+    }
+
+    fn no_others(&self, layout: &ParamLayout) -> Result<()> {
+        let expected: HashSet<&str> = layout.params().iter().chain(layout.buffers()).map(|s| s.name.as_str()).collect();
+        let extra: Vec<String> = self.names().into_iter().filter(|n| !expected.contains(n.as_str())).collect();
+        if extra.is_empty() {
+            return Ok(());
+        }
+        let message = format!("holds tensors that this network does not have: {}", list(&extra));
+        Err(Error::file(&self.path, message))
+    }
+
+    fn expect_shape(&self, spec: &TensorSpec, found: &[i64]) -> Result<()> {
+        if found == spec.shape {
+            return Ok(());
+        }
+        let message = format!("tensor `{}` has shape {found:?}, expected {:?}", spec.name, spec.shape);
+        Err(Error::file(&self.path, message))
+    }
+
     /// A tensor of the network, of one of these types.
     fn expect(&self, spec: &TensorSpec, kinds: &[Kind]) -> Result<Tensor> {
         let tensor = self.tensor(&spec.name)?;
-        if tensor.size() != spec.shape {
-            let message = format!("tensor `{}` has shape {:?}, expected {:?}", spec.name, tensor.size(), spec.shape);
-            return Err(Error::file(&self.path, message));
-        }
+        self.expect_shape(spec, &tensor.size())?;
         if !kinds.contains(&tensor.kind()) {
             let message = format!("tensor `{}` has type {:?}, expected {kinds:?}", spec.name, tensor.kind());
             return Err(Error::file(&self.path, message));

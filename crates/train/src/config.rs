@@ -1,6 +1,6 @@
 //! What one stage of training is.
 
-use lcsc_diffusion::ObjectiveConfig;
+use lcsc_diffusion::{ObjectiveConfig, Span};
 use lcsc_torch::{Invalid, OptimizerConfig};
 use lcsc_trajectory::{EmaConfig, TrajectoryConfig};
 use schemars::JsonSchema;
@@ -25,6 +25,9 @@ pub struct StageConfig {
     pub microbatch: Option<u64>,
     /// What is minimised.
     pub objective: ObjectiveConfig,
+    /// The diffusion model that consistency distillation distils: of the same network.
+    #[serde(default)]
+    pub teacher: Option<Start>,
     /// The optimizer.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -61,7 +64,7 @@ fn default_state_minutes() -> f64 {
     5.0
 }
 
-/// The weights a stage begins with: one of the two.
+/// Where weights come from: one of the two.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Start {
@@ -101,7 +104,12 @@ impl StageConfig {
 
     /// The images of the stage: whole steps, so up to one step more than `nimg` says.
     pub fn images(&self) -> u64 {
-        self.nimg.div_ceil(self.batch) * self.batch
+        self.steps() * self.batch
+    }
+
+    /// Optimizer steps of the stage.
+    pub fn steps(&self) -> u64 {
+        self.nimg.div_ceil(self.batch.max(1))
     }
 
     /// Names of all tracks: `raw`, then the EMAs.
@@ -126,13 +134,27 @@ impl StageConfig {
 
     /// Everything about the stage itself that cannot work.
     pub fn validate(&self) -> Vec<Invalid> {
-        let mut found: Vec<Invalid> =
-            self.objective.validate(self.nimg).into_iter().map(|i| i.under("objective")).collect();
+        let mut found: Vec<Invalid> = self
+            .objective
+            .validate(Span { nimg: self.nimg, steps: self.steps() })
+            .into_iter()
+            .map(|i| i.under("objective"))
+            .collect();
         let mut check = |ok: bool, key: &str, message: String| {
             if !ok {
                 found.push(Invalid::new(key, message));
             }
         };
+        let name = self.objective.name();
+        match (&self.teacher, self.objective.needs_teacher()) {
+            (None, true) => {
+                let message = "is missing: objective cd distils a diffusion model; add teacher.stage = { name = \"…\" } or \
+                               teacher.weights = { path = \"…\" }";
+                check(false, "teacher", message.into());
+            }
+            (Some(_), false) => check(false, "teacher", format!("has no use: objective {name} needs none")),
+            (None, false) | (Some(_), true) => {}
+        }
         let file_name_safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         check(
             !self.name.is_empty() && self.name.chars().all(file_name_safe),
@@ -187,6 +209,7 @@ mod tests {
             batch: 32,
             microbatch: None,
             objective: ObjectiveConfig::Edm(EdmConfig::default()),
+            teacher: None,
             optimizer: OptimizerConfig::default(),
             lr_ramp_nimg: 0,
             grad_clip: None,

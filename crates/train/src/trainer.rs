@@ -5,7 +5,7 @@ use crate::ema::EmaTrack;
 use crate::state::{Progress, StageRecord, Sums, Tick};
 use indicatif::ProgressBar;
 use lcsc_data::{Dataset, Sampler};
-use lcsc_diffusion::{Conditioning, Model, Round, one_hot};
+use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Round, one_hot};
 use lcsc_torch::{
     Device, Error, Kind, Optimizer, Result, StorageDtype, Tensor, Weights, cpu_threads, default_threads,
     set_cpu_threads, write_atomic,
@@ -26,6 +26,8 @@ pub struct StageContext<'a> {
     pub nimg_before: u64,
     /// The network.
     pub model: &'a Model,
+    /// The diffusion model that is distilled, where the objective needs one: its network and weights.
+    pub teacher: Option<(&'a Model, Weights)>,
     /// The images.
     pub data: &'a Dataset,
     /// Seed of the run.
@@ -52,7 +54,10 @@ pub enum Ended {
 /// A stage in training: parameters, moments, averages, and how far it got.
 pub struct Trainer<'a> {
     context: StageContext<'a>,
+    objective: Objective,
     weights: Weights,
+    /// θ⁻ f32 [P], the moving average that gives a consistency loss its target, where the objective has one.
+    target: Option<Tensor>,
     optimizer: Optimizer,
     ema: Vec<EmaTrack>,
     sampler: Sampler,
@@ -105,6 +110,9 @@ impl<'a> Trainer<'a> {
         trainer.optimizer.exp_avg = tensor("exp_avg")?;
         trainer.optimizer.exp_avg_sq = tensor("exp_avg_sq")?;
         trainer.optimizer.steps = trainer.progress.steps;
+        if trainer.target.is_some() {
+            trainer.target = Some(tensor("target")?);
+        }
         for track in &mut trainer.ema {
             track.theta = tensor(&track.name())?;
         }
@@ -130,7 +138,10 @@ impl<'a> Trainer<'a> {
         let (log, lines) = JsonLines::<Tick>::open(&path)?;
         let log = if lines.iter().any(|l| l.total_nimg > reached) { cut_log(&path, &lines, reached)? } else { log };
         let stage = context.stage;
+        let has_target = stage.objective.target_ema(0, stage.steps()).is_some();
         Ok(Self {
+            objective: Objective::new(&stage.objective, context.device)?,
+            target: has_target.then(|| weights.theta.f_detach_copy()).transpose()?,
             optimizer: Optimizer::new(stage.optimizer.clone(), &weights.theta)?,
             ema: stage.ema.iter().map(|c| EmaTrack::new(c, &weights.theta)).collect::<Result<_>>()?,
             sampler: Sampler::new(context.data.images.size()[0] as usize, context.seed),
@@ -162,7 +173,7 @@ impl<'a> Trainer<'a> {
             let before = self.progress.nimg;
             let after = before + stage.batch;
 
-            let (loss, mut grad) = self.gradient()?;
+            let (loss, mut grad) = self.gradient().or_else(|e| self.save().and(Err(e)))?;
             let mut norm = grad.f_norm()?.f_double_value(&[])?;
             let is_good = loss.is_finite() && norm.is_finite();
             if !is_good {
@@ -181,6 +192,7 @@ impl<'a> Trainer<'a> {
                 for track in &mut self.ema {
                     track.update(&self.weights.theta, before, stage.batch)?;
                 }
+                self.update_target(before / stage.batch)?;
             }
             if is_good {
                 self.progress.non_finite_in_a_row = 0;
@@ -213,20 +225,27 @@ impl<'a> Trainer<'a> {
         let first = c.nimg_before + self.progress.nimg;
         let leaf = self.weights.theta.f_detach()?.f_set_requires_grad(true)?;
         let live = self.weights.with_theta(leaf);
+        let target = self.target.as_ref().map(|theta| self.weights.with_theta(theta.shallow_clone()));
         let mut total: Option<(Tensor, Tensor)> = None;
         for start in (first..first + c.stage.batch).step_by(round as usize) {
             let batch = c.data.batch(&mut self.sampler, start, round as usize, c.device)?;
             let labels = one_hot(batch.labels.as_ref(), c.model.image.label_dim);
-            let conditioning = Conditioning { labels, augment_labels: None };
+            let conditioning = Conditioning { labels, augment_labels: batch.augment_labels };
             let round = Round {
                 images: &batch.images,
                 conditioning: &conditioning,
                 seed: c.seed,
                 nimg: start,
                 stage_nimg: start - c.nimg_before,
+                step: self.progress.nimg / c.stage.batch,
+                steps: c.stage.steps(),
             };
-            let net = c.model.bind(&live)?;
-            let loss = c.stage.objective.loss(&net, &round).f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
+            let online = c.model.bind(&live)?;
+            let target = target.as_ref().map(|weights| c.model.bind(weights)).transpose()?;
+            let teacher = c.teacher.as_ref().map(|(model, weights)| model.bind(weights)).transpose()?;
+            let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
+            let loss = self.objective.loss(&nets, &round).map_err(|e| self.in_step(e))?;
+            let loss = loss.f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
             let grad = Tensor::f_run_backward(&[&loss], &[&live.theta], false, false)?.remove(0);
             let loss = loss.f_detach()?;
             total = Some(match total {
@@ -236,6 +255,26 @@ impl<'a> Trainer<'a> {
         }
         let (loss, grad) = total.ok_or_else(|| Error::msg("a step needs at least one image"))?;
         Ok((loss.f_double_value(&[])?, grad))
+    }
+
+    /// Moves the target network towards the weights of step k.
+    fn update_target(&mut self, k: u64) -> Result<()> {
+        let stage = self.context.stage;
+        if let (Some(target), Some(mu)) = (&mut self.target, stage.objective.target_ema(k, stage.steps())) {
+            let _ = target.f_lerp_(&self.weights.theta, 1.0 - mu)?;
+        }
+        Ok(())
+    }
+
+    /// An error with the place in training where it came up.
+    fn in_step(&self, error: Error) -> Error {
+        let (stage, batch) = (&self.context.stage.name, self.context.stage.batch);
+        match error {
+            Error::NonFinite(text) => {
+                Error::NonFinite(format!("stage `{stage}`, step {}: {text}", self.progress.nimg / batch))
+            }
+            other => other,
+        }
     }
 
     /// The rate of the step that ends at `nimg` images.
@@ -344,6 +383,7 @@ impl<'a> Trainer<'a> {
         ];
         tensors.extend(self.weights.buffers.iter().enumerate().map(|(i, b)| named(&format!("buffer.{i}"), b)));
         tensors.extend(self.ema.iter().map(|t| named(&t.name(), &t.theta)));
+        tensors.extend(self.target.iter().map(|t| named("target", t)));
         let meta = serde_json::to_string(&self.progress).map_err(|e| Error::msg(format!("training state: {e}")))?;
         self.writer.state(tensors, meta)?;
         self.state_saved = Instant::now();

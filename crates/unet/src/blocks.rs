@@ -1,15 +1,32 @@
 //! The parts UNets are made of. Each holds ids and sizes, never weights.
 
-use crate::config::groups;
+use crate::config::Heads;
 use lcsc_torch::{BufferId, Init, Kind, LayoutBuilder, ParamId, Params, Tensor};
 
-/// How a layer begins: xavier-uniform weights times `gain`, zero bias.
+/// How a layer begins.
 #[derive(Clone, Copy)]
-pub struct Xavier(pub f64);
+pub enum LayerInit {
+    /// Xavier-uniform weights times a gain, zero bias (DDPM++).
+    Xavier(f64),
+    /// Weights and bias U(−1,1)/√fan_in, PyTorch's default (ADM).
+    Uniform,
+    /// All zero.
+    Zeros,
+}
 
-pub const INIT: Xavier = Xavier(1.0);
-/// For layers whose output is added to something: the sum starts as that something.
-pub const INIT_ZERO: Xavier = Xavier(1e-5);
+impl LayerInit {
+    /// The initial values of weights and bias.
+    fn of(self, fan_in: i64, fan_out: i64) -> (Init, Init) {
+        match self {
+            Self::Xavier(gain) => (Init::XavierUniform { fan_in, fan_out, gain }, Init::Zeros),
+            Self::Uniform => {
+                let bound = (fan_in as f64).powf(-0.5);
+                (Init::Uniform(bound), Init::Uniform(bound))
+            }
+            Self::Zeros => (Init::Zeros, Init::Zeros),
+        }
+    }
+}
 
 pub struct Linear {
     weight: ParamId,
@@ -18,11 +35,16 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub fn new(b: &mut LayoutBuilder, name: &str, from: i64, to: i64, bias: bool) -> Self {
-        let init = Init::XavierUniform { fan_in: from, fan_out: to, gain: 1.0 };
-        let weight = b.param(format!("{name}.weight"), &[to, from], init);
-        let bias = bias.then(|| b.param(format!("{name}.bias"), &[to], Init::Zeros));
+    pub fn new(b: &mut LayoutBuilder, name: &str, (from, to): (i64, i64), init: LayerInit) -> Self {
+        let (weight, bias) = init.of(from, to);
+        let weight = b.param(format!("{name}.weight"), &[to, from], weight);
+        let bias = Some(b.param(format!("{name}.bias"), &[to], bias));
         Self { weight, bias, in_features: from }
+    }
+
+    pub fn without_bias(b: &mut LayoutBuilder, name: &str, (from, to): (i64, i64), init: Init) -> Self {
+        let weight = b.param(format!("{name}.weight"), &[to, from], init);
+        Self { weight, bias: None, in_features: from }
     }
 
     /// [B,from] → [B,to]
@@ -31,24 +53,44 @@ impl Linear {
     }
 }
 
+/// What the group norms of one network share.
+#[derive(Clone, Copy)]
+pub struct NormOptions {
+    pub eps: f64,
+    pub min_channels_per_group: i64,
+}
+
+impl NormOptions {
+    /// Song et al. 2021, as in EDM.
+    pub const SONG: Self = Self { eps: 1e-6, min_channels_per_group: 4 };
+
+    /// Groups of a group norm over C channels: at most 32.
+    pub fn groups(self, channels: i64) -> i64 {
+        (channels / self.min_channels_per_group).clamp(1, 32)
+    }
+
+    /// Whether C channels can be divided into them.
+    pub fn fits(self, channels: i64) -> bool {
+        channels >= self.min_channels_per_group && channels % self.groups(channels) == 0
+    }
+}
+
 pub struct GroupNorm {
     weight: ParamId,
     bias: ParamId,
     groups: i64,
+    eps: f64,
 }
 
 impl GroupNorm {
-    /// Song et al. use 1e-6.
-    const EPS: f64 = 1e-6;
-
-    pub fn new(b: &mut LayoutBuilder, name: &str, channels: i64) -> Self {
+    pub fn new(b: &mut LayoutBuilder, name: &str, channels: i64, options: NormOptions) -> Self {
         let weight = b.param(format!("{name}.weight"), &[channels], Init::Ones);
         let bias = b.param(format!("{name}.bias"), &[channels], Init::Zeros);
-        Self { weight, bias, groups: groups(channels) }
+        Self { weight, bias, groups: options.groups(channels), eps: options.eps }
     }
 
     pub fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
-        x.group_norm(self.groups, Some(&p[self.weight]), Some(&p[self.bias]), Self::EPS, true)
+        x.group_norm(self.groups, Some(&p[self.weight]), Some(&p[self.bias]), self.eps, true)
     }
 }
 
@@ -102,17 +144,30 @@ impl Filter {
 #[derive(Clone, Copy)]
 pub enum Resampling<'a> {
     None,
-    /// Resample, then convolve.
+    /// Resample with a filter, then convolve.
     Before(Resample, &'a [f64]),
     /// Convolve with the filter's padding, then downsample without (EDM's fused form).
     FusedDown(&'a [f64]),
+    /// Convolve with stride two; `same` pads right and below alone, as TensorFlow does.
+    Strided {
+        same: bool,
+    },
+    /// Repeat pixels, then convolve.
+    Nearest,
+}
+
+enum Resampler {
+    None,
+    Before(Filter),
+    FusedDown(Filter),
+    Strided { same: bool },
+    Nearest,
 }
 
 pub struct Conv2d {
-    /// Weight and bias, absent for a pure resampling layer (kernel 0).
+    /// Weight, bias and size, absent for a pure resampling layer (kernel 0).
     kernel: Option<(ParamId, ParamId, i64)>,
-    filter: Option<Filter>,
-    fused: bool,
+    resampler: Resampler,
 }
 
 impl Conv2d {
@@ -122,72 +177,83 @@ impl Conv2d {
         (from, to): (i64, i64),
         kernel: i64,
         resampling: Resampling,
-        Xavier(gain): Xavier,
+        init: LayerInit,
     ) -> Self {
         let kernel = (kernel > 0).then(|| {
             let area = kernel * kernel;
-            let init = Init::XavierUniform { fan_in: from * area, fan_out: to * area, gain };
-            let weight = b.param(format!("{name}.weight"), &[to, from, kernel, kernel], init);
-            let bias = b.param(format!("{name}.bias"), &[to], Init::Zeros);
+            let (weight, bias) = init.of(from * area, to * area);
+            let weight = b.param(format!("{name}.weight"), &[to, from, kernel, kernel], weight);
+            let bias = b.param(format!("{name}.bias"), &[to], bias);
             (weight, bias, kernel)
         });
-        let (filter, fused) = match resampling {
-            Resampling::None => (None, false),
-            Resampling::Before(direction, taps) => (Some(Filter::new(b, name, direction, taps)), false),
-            Resampling::FusedDown(taps) => (Some(Filter::new(b, name, Resample::Down, taps)), true),
+        let resampler = match resampling {
+            Resampling::None => Resampler::None,
+            Resampling::Before(direction, taps) => Resampler::Before(Filter::new(b, name, direction, taps)),
+            Resampling::FusedDown(taps) => Resampler::FusedDown(Filter::new(b, name, Resample::Down, taps)),
+            Resampling::Strided { same } => Resampler::Strided { same },
+            Resampling::Nearest => Resampler::Nearest,
         };
-        Self { kernel, filter, fused }
+        Self { kernel, resampler }
     }
 
     /// A convolution that keeps the resolution.
-    pub fn plain(b: &mut LayoutBuilder, name: &str, channels: (i64, i64), kernel: i64, init: Xavier) -> Self {
+    pub fn plain(b: &mut LayoutBuilder, name: &str, channels: (i64, i64), kernel: i64, init: LayerInit) -> Self {
         Self::new(b, name, channels, kernel, Resampling::None, init)
     }
 
     pub fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
-        let conv = |x: &Tensor, extra: i64| match self.kernel {
-            None => x.shallow_clone(),
-            Some((weight, bias, kernel)) => {
-                let pad = kernel / 2 + extra;
-                x.conv2d(&p[weight], Some(&p[bias]), [1, 1], [pad, pad], [1, 1], 1)
+        match &self.resampler {
+            Resampler::None => self.convolve(p, x, 1, 0),
+            Resampler::Before(filter) => self.convolve(p, &filter.forward(p, x, filter.pad()), 1, 0),
+            Resampler::FusedDown(filter) => filter.forward(p, &self.convolve(p, x, 1, filter.pad()), 0),
+            Resampler::Strided { same: false } => self.convolve(p, x, 2, 0),
+            Resampler::Strided { same: true } => self.convolve(p, &x.constant_pad_nd([0, 1, 0, 1]), 2, -1),
+            Resampler::Nearest => {
+                let (_, _, h, w) = size4(x);
+                self.convolve(p, &x.upsample_nearest2d([2 * h, 2 * w], None, None), 1, 0)
             }
-        };
-        match &self.filter {
-            None => conv(x, 0),
-            Some(filter) if self.fused => filter.forward(p, &conv(x, filter.pad()), 0),
-            Some(filter) => conv(&filter.forward(p, x, filter.pad()), 0),
         }
+    }
+
+    /// Zero-padded by half the kernel and `extra`.
+    fn convolve(&self, p: &Params, x: &Tensor, stride: i64, extra: i64) -> Tensor {
+        let Some((weight, bias, kernel)) = self.kernel else { return x.shallow_clone() };
+        let pad = kernel / 2 + extra;
+        x.conv2d(&p[weight], Some(&p[bias]), [stride, stride], [pad, pad], [1, 1], 1)
     }
 }
 
-/// Single-head self-attention over pixels; `qkv` interleaves (head channel, three) as EDM's checkpoints do.
+/// Self-attention over pixels; `qkv` interleaves (heads, head channel, three) as EDM's checkpoints do.
 struct Attention {
     norm: GroupNorm,
     qkv: Conv2d,
     proj: Conv2d,
+    heads: i64,
 }
 
 impl Attention {
-    fn new(b: &mut LayoutBuilder, name: &str, channels: i64) -> Self {
+    fn new(b: &mut LayoutBuilder, name: &str, channels: i64, options: &BlockOptions) -> Self {
+        let Inits { attention, last, .. } = options.inits;
         Self {
-            norm: GroupNorm::new(b, &format!("{name}.norm2"), channels),
-            qkv: Conv2d::plain(b, &format!("{name}.qkv"), (channels, 3 * channels), 1, Xavier(0.2f64.sqrt())),
-            proj: Conv2d::plain(b, &format!("{name}.proj"), (channels, channels), 1, INIT_ZERO),
+            norm: GroupNorm::new(b, &format!("{name}.norm2"), channels, options.norm),
+            qkv: Conv2d::plain(b, &format!("{name}.qkv"), (channels, 3 * channels), 1, attention),
+            proj: Conv2d::plain(b, &format!("{name}.proj"), (channels, channels), 1, last),
+            heads: options.heads.of(channels),
         }
     }
 
     /// The attended values, to be added to `x`.
     fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
         let (n, c, h, w) = size4(x);
-        let qkv = self.qkv.forward(p, &self.norm.forward(p, x)).reshape([n, 1, c, 3, h * w]);
-        // [B,1,C,HW] → [B,1,HW,C]
+        let qkv = self.qkv.forward(p, &self.norm.forward(p, x)).reshape([n, self.heads, c / self.heads, 3, h * w]);
+        // [B,heads,C/heads,HW] → [B,heads,HW,C/heads]
         let [q, k, v] = [0, 1, 2].map(|i| qkv.select(3, i).transpose(2, 3));
         let a = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
         self.proj.forward(p, &a.transpose(2, 3).reshape([n, c, h, w]))
     }
 }
 
-/// A residual block with an additive noise embedding, and optional attention after it.
+/// A residual block told of the noise level, with optional attention after it.
 pub struct UNetBlock {
     norm0: GroupNorm,
     conv0: Conv2d,
@@ -196,9 +262,20 @@ pub struct UNetBlock {
     conv1: Conv2d,
     skip: Option<Conv2d>,
     attention: Option<Attention>,
+    adaptive_scale: bool,
+    skip_scale: f64,
     dropout: f64,
     pub in_channels: i64,
     pub out_channels: i64,
+}
+
+/// How the layers of a block begin.
+#[derive(Clone, Copy)]
+pub struct Inits {
+    pub layer: LayerInit,
+    pub attention: LayerInit,
+    /// For layers whose output is added to something: the sum starts as that something.
+    pub last: LayerInit,
 }
 
 /// What all blocks of one network share.
@@ -206,6 +283,15 @@ pub struct BlockOptions<'a> {
     pub emb_channels: i64,
     pub dropout: f64,
     pub resample_filter: &'a [f64],
+    /// Whether a change of resolution alone, too, puts a 1×1 convolution on the residual path.
+    pub resample_proj: bool,
+    /// Whether the embedding scales and shifts the normalised activations; else it is added before the norm.
+    pub adaptive_scale: bool,
+    /// Factor of every sum with the residual path.
+    pub skip_scale: f64,
+    pub heads: Heads,
+    pub norm: NormOptions,
+    pub inits: Inits,
 }
 
 impl UNetBlock {
@@ -221,41 +307,58 @@ impl UNetBlock {
             None => Resampling::None,
             Some(direction) => Resampling::Before(direction, options.resample_filter),
         };
+        let Inits { layer, last, .. } = options.inits;
         let child = |part: &str| format!("{name}.{part}");
+        let affine = if options.adaptive_scale { 2 * to } else { to };
+        let skip_kernel = i64::from(from != to || options.resample_proj);
         Self {
-            norm0: GroupNorm::new(b, &child("norm0"), from),
-            conv0: Conv2d::new(b, &child("conv0"), (from, to), 3, resampling, INIT),
-            affine: Linear::new(b, &child("affine"), options.emb_channels, to, true),
-            norm1: GroupNorm::new(b, &child("norm1"), to),
-            conv1: Conv2d::plain(b, &child("conv1"), (to, to), 3, INIT_ZERO),
+            norm0: GroupNorm::new(b, &child("norm0"), from, options.norm),
+            conv0: Conv2d::new(b, &child("conv0"), (from, to), 3, resampling, layer),
+            affine: Linear::new(b, &child("affine"), (options.emb_channels, affine), layer),
+            norm1: GroupNorm::new(b, &child("norm1"), to, options.norm),
+            conv1: Conv2d::plain(b, &child("conv1"), (to, to), 3, last),
             skip: (from != to || resample.is_some())
-                .then(|| Conv2d::new(b, &child("skip"), (from, to), 1, resampling, INIT)),
-            attention: attention.then(|| Attention::new(b, name, to)),
+                .then(|| Conv2d::new(b, &child("skip"), (from, to), skip_kernel, resampling, layer)),
+            attention: attention.then(|| Attention::new(b, name, to, options)),
+            adaptive_scale: options.adaptive_scale,
+            skip_scale: options.skip_scale,
             dropout: options.dropout,
             in_channels: from,
             out_channels: to,
         }
     }
 
-    /// x [B,from,H,W], emb [B,E] → [B,to,H',W'], every sum scaled by √½.
+    /// x [B,from,H,W], emb [B,E] → [B,to,H',W'].
     pub fn forward(&self, p: &Params, x: &Tensor, emb: &Tensor, train: bool) -> Tensor {
-        let skip_scale = 0.5f64.sqrt();
         let h = self.conv0.forward(p, &self.norm0.forward(p, x).silu());
-        let shift = self.affine.forward(p, emb).unsqueeze(2).unsqueeze(3);
-        let h = self.norm1.forward(p, &(h + shift)).silu();
+        let emb = self.affine.forward(p, emb).unsqueeze(2).unsqueeze(3);
+        let h = if self.adaptive_scale {
+            let [scale, shift] = [0, 1].map(|i| emb.narrow(1, i * self.out_channels, self.out_channels));
+            (self.norm1.forward(p, &h) * (scale + 1.0) + shift).silu()
+        } else {
+            self.norm1.forward(p, &(h + emb)).silu()
+        };
         let h = self.conv1.forward(p, &if train && self.dropout > 0.0 { h.dropout(self.dropout, true) } else { h });
         let residual = self.skip.as_ref().map_or_else(|| x.shallow_clone(), |s| s.forward(p, x));
-        let x = (h + residual) * skip_scale;
+        let x = self.scaled(h + residual);
         match &self.attention {
             None => x,
-            Some(attention) => (attention.forward(p, &x) + x) * skip_scale,
+            Some(attention) => self.scaled(attention.forward(p, &x) + x),
         }
+    }
+
+    fn scaled(&self, sum: Tensor) -> Tensor {
+        if self.skip_scale == 1.0 { sum } else { sum * self.skip_scale }
     }
 }
 
 /// The noise level's embedding before the two dense layers.
 pub enum NoiseEmbedding {
+    /// Sines first; the lowest frequency is 1/10000 (Ho et al. 2020).
     Positional { channels: i64 },
+    /// Cosines first; the frequencies stop short of 1/10000 (Dhariwal & Nichol 2021).
+    PositionalOpen { channels: i64 },
+    /// Sines first, random frequencies (Song et al. 2021).
     Fourier { freqs: BufferId },
 }
 
@@ -263,27 +366,31 @@ impl NoiseEmbedding {
     const MAX_POSITIONS: f64 = 10000.0;
     const FOURIER_SCALE: f64 = 16.0;
 
-    pub fn positional(channels: i64) -> Self {
-        Self::Positional { channels }
-    }
-
     pub fn fourier(b: &mut LayoutBuilder, name: &str, channels: i64) -> Self {
         let freqs = b.buffer(format!("{name}.freqs"), &[channels / 2], Init::Normal(Self::FOURIER_SCALE));
         Self::Fourier { freqs }
     }
 
-    /// c_noise f32 [B] → [B,channels], sines first.
+    /// c_noise f32 [B] → [B,channels].
     pub fn forward(&self, p: &Params, c_noise: &Tensor) -> Tensor {
-        let angles = match self {
-            Self::Positional { channels } => {
-                let half = channels / 2;
-                let exponents = Tensor::arange(half, (Kind::Float, c_noise.device())) / (half - 1).max(1) as f64;
-                let freqs = (exponents * -Self::MAX_POSITIONS.ln()).exp();
-                c_noise.outer(&freqs)
-            }
-            Self::Fourier { freqs } => c_noise.outer(&(&p[*freqs] * std::f64::consts::TAU)),
+        let geometric = |half: i64, last: i64| {
+            let exponents = Tensor::arange(half, (Kind::Float, c_noise.device())) / last.max(1) as f64;
+            c_noise.outer(&(exponents * -Self::MAX_POSITIONS.ln()).exp())
         };
-        Tensor::cat(&[angles.sin(), angles.cos()], 1)
+        match self {
+            Self::Positional { channels } => {
+                let angles = geometric(channels / 2, channels / 2 - 1);
+                Tensor::cat(&[angles.sin(), angles.cos()], 1)
+            }
+            Self::PositionalOpen { channels } => {
+                let angles = geometric(channels / 2, channels / 2);
+                Tensor::cat(&[angles.cos(), angles.sin()], 1)
+            }
+            Self::Fourier { freqs } => {
+                let angles = c_noise.outer(&(&p[*freqs] * std::f64::consts::TAU));
+                Tensor::cat(&[angles.sin(), angles.cos()], 1)
+            }
+        }
     }
 }
 

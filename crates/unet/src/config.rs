@@ -1,5 +1,6 @@
-//! What a UNet is made of: the options of EDM's `SongUNet`, and presets.
+//! What a UNet is made of: the options of EDM's `SongUNet` and `DhariwalUNet`, and presets.
 
+use crate::blocks::NormOptions;
 use lcsc_torch::Invalid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,53 @@ pub enum Decoder {
     Skip,
 }
 
+/// What changes the resolution between two levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Resolution {
+    /// Residual blocks that resample (Song et al. 2021; ADM).
+    Blocks,
+    /// Plain convolutions: of stride two down, after repeating pixels up (Ho et al. 2020; improved DDPM).
+    Convolutions,
+}
+
+/// Which of a level's decoder blocks have self-attention, where its resolution has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DecoderAttention {
+    /// The last one (Song et al. 2021).
+    Last,
+    /// Every one (Ho et al. 2020).
+    Every,
+}
+
+/// How many heads an attention layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Heads {
+    /// So many, whatever the channels.
+    Count(i64),
+    /// As many as there are groups of so many channels.
+    Channels(i64),
+}
+
+impl Heads {
+    /// The heads over C channels.
+    pub fn of(self, channels: i64) -> i64 {
+        match self {
+            Self::Count(count) => count,
+            Self::Channels(each) => channels / each,
+        }
+    }
+
+    /// Whether C channels can be divided among them.
+    pub(crate) fn fits(self, channels: i64) -> bool {
+        match self {
+            Self::Count(each) | Self::Channels(each) => each >= 1 && channels % each == 0,
+        }
+    }
+}
+
 /// The options of `SongUNet` (DDPM++ and NCSN++ as in EDM, Karras et al. 2022, appendix F.2).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -82,6 +130,12 @@ pub struct SongUNetConfig {
     pub decoder_type: Decoder,
     /// Resampling filter: [1,1] for DDPM++, [1,3,3,1] for NCSN++.
     pub resample_filter: Vec<f64>,
+    /// What changes the resolution between two levels.
+    pub resample: Resolution,
+    /// Factor of every sum with a residual path: √½, or 1 in Ho et al.'s network.
+    pub skip_scale: f64,
+    /// Where the decoder has self-attention.
+    pub decoder_attention: DecoderAttention,
     /// Number of augmentation labels, 0 without augmentation.
     pub augment_dim: i64,
 }
@@ -94,13 +148,14 @@ impl Default for SongUNetConfig {
 
 impl SongUNetConfig {
     /// Names that [`SongUNetConfig::preset`] knows.
-    pub const PRESETS: [&'static str; 3] = ["ddpmpp-cifar10", "ncsnpp-cifar10", "tiny"];
+    pub const PRESETS: [&'static str; 4] = ["ddpmpp-cifar10", "ncsnpp-cifar10", "ddpm-cifar10", "tiny"];
 
     /// A preset by name.
     pub fn preset(name: &str) -> Option<Self> {
         match name {
             "ddpmpp-cifar10" => Some(Self::ddpmpp_cifar10()),
             "ncsnpp-cifar10" => Some(Self::ncsnpp_cifar10()),
+            "ddpm-cifar10" => Some(Self::ddpm_cifar10()),
             "tiny" => Some(Self::tiny()),
             _ => None,
         }
@@ -121,6 +176,9 @@ impl SongUNetConfig {
             encoder_type: Encoder::Standard,
             decoder_type: Decoder::Standard,
             resample_filter: vec![1.0, 1.0],
+            resample: Resolution::Blocks,
+            skip_scale: std::f64::consts::FRAC_1_SQRT_2,
+            decoder_attention: DecoderAttention::Last,
             augment_dim: 0,
         }
     }
@@ -133,6 +191,21 @@ impl SongUNetConfig {
             encoder_type: Encoder::Residual,
             resample_filter: vec![1.0, 3.0, 3.0, 1.0],
             dropout: 0.0,
+            ..Self::ddpmpp_cifar10()
+        }
+    }
+
+    /// The network of DDPM for CIFAR-10 (Ho et al. 2020, appendix B; 35.7 M parameters). It differs from DDPM++ in its
+    /// width (128, then 256) and depth (four levels of two blocks), changes resolution by plain convolutions instead of
+    /// residual blocks, attends after every block at 16×16 in the decoder too, and does not scale sums by √½.
+    pub fn ddpm_cifar10() -> Self {
+        Self {
+            channel_mult: vec![1, 2, 2, 2],
+            num_blocks: 2,
+            dropout: 0.1,
+            resample: Resolution::Convolutions,
+            skip_scale: 1.0,
+            decoder_attention: DecoderAttention::Every,
             ..Self::ddpmpp_cifar10()
         }
     }
@@ -151,6 +224,57 @@ impl SongUNetConfig {
 
     /// Everything about this configuration that cannot work for such images.
     pub fn validate(&self, image: ImageShape) -> Vec<Invalid> {
+        let mut found = self.common().validate(image);
+        let mut check = |ok: bool, key: &str, message: &str| {
+            if !ok {
+                found.push(Invalid::new(key, message));
+            }
+        };
+        check(self.channel_mult_noise >= 1, "channel_mult_noise", "must be at least 1");
+        check(self.skip_scale > 0.0, "skip_scale", "must be more than 0");
+        check(
+            self.model_channels * self.channel_mult_noise % 2 == 0,
+            "model_channels",
+            "must be even: the noise embedding has as many sines as cosines",
+        );
+        let filter = &self.resample_filter;
+        check(
+            !filter.is_empty() && filter.len().is_multiple_of(2) && filter.iter().sum::<f64>() != 0.0,
+            "resample_filter",
+            "needs an even number of taps that do not sum to zero, such as [1, 1] or [1, 3, 3, 1]",
+        );
+        found
+    }
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            model_channels: self.model_channels,
+            channel_mult: &self.channel_mult,
+            channel_mult_emb: self.channel_mult_emb,
+            num_blocks: self.num_blocks,
+            dropout: self.dropout,
+            label_dropout: self.label_dropout,
+            augment_dim: self.augment_dim,
+            norm: NormOptions::SONG,
+        }
+    }
+}
+
+/// What all architectures have, to be checked in one place.
+pub(crate) struct Common<'a> {
+    pub model_channels: i64,
+    pub channel_mult: &'a [i64],
+    pub channel_mult_emb: i64,
+    pub num_blocks: i64,
+    pub dropout: f64,
+    pub label_dropout: f64,
+    pub augment_dim: i64,
+    pub norm: NormOptions,
+}
+
+impl Common<'_> {
+    /// Everything about it that cannot work for such images.
+    pub fn validate(&self, image: ImageShape) -> Vec<Invalid> {
         let mut found = Vec::new();
         let mut check = |ok: bool, key: &str, message: String| {
             if !ok {
@@ -160,7 +284,6 @@ impl SongUNetConfig {
         check(!self.channel_mult.is_empty(), "channel_mult", "needs at least one level".into());
         check(self.num_blocks >= 1, "num_blocks", format!("is {}, expected at least 1", self.num_blocks));
         check(self.channel_mult_emb >= 1, "channel_mult_emb", "must be at least 1".into());
-        check(self.channel_mult_noise >= 1, "channel_mult_noise", "must be at least 1".into());
         check(self.augment_dim >= 0, "augment_dim", "must not be negative".into());
         for (key, p) in [("dropout", self.dropout), ("label_dropout", self.label_dropout)] {
             check((0.0..1.0).contains(&p), key, format!("is {p}, expected a probability in [0, 1)"));
@@ -176,23 +299,14 @@ impl SongUNetConfig {
                 image.resolution
             ),
         );
-        if let Some(channels) = self.normed_channels().into_iter().find(|&c| c < 4 || c % groups(c) != 0) {
+        if let Some(channels) = self.normed_channels().into_iter().find(|&c| !self.norm.fits(c)) {
+            let each = self.norm.min_channels_per_group;
             let message = format!(
-                "gives a layer of {channels} channels, which the group norm cannot divide into min(32, C/4) groups; use a multiple of 32, or of 4 where no layer (in the decoder: with its skip connection) exceeds 128"
+                "gives a layer of {channels} channels, which the group norm cannot divide into min(32, C/{each}) groups; use a multiple of 32, or of {each} where no layer (in the decoder: with its skip connection) exceeds {}",
+                32 * each
             );
             check(false, "model_channels", message);
         }
-        check(
-            self.model_channels * self.channel_mult_noise % 2 == 0,
-            "model_channels",
-            "must be even: the noise embedding has as many sines as cosines".into(),
-        );
-        let filter = &self.resample_filter;
-        check(
-            !filter.is_empty() && filter.len().is_multiple_of(2) && filter.iter().sum::<f64>() != 0.0,
-            "resample_filter",
-            "needs an even number of taps that do not sum to zero, such as [1, 1] or [1, 3, 3, 1]".into(),
-        );
         found
     }
 
@@ -210,11 +324,6 @@ impl SongUNetConfig {
         }
         found
     }
-}
-
-/// Groups of a group norm over C channels (EDM: at most 32, at least 4 channels each).
-pub(crate) fn groups(channels: i64) -> i64 {
-    (channels / 4).clamp(1, 32)
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ mod tests {
     use lcsc_torch::{Init, LayoutBuilder};
 
     fn layout(config: &SongUNetConfig, resolution: i64) -> ParamLayout {
-        SongUNet::new(config, ImageShape { channels: 3, resolution, label_dim: 10 }).1
+        SongUNet::new(config, ImageShape { channels: 3, resolution, label_dim: 10 }, 3).1
     }
 
     fn named(names: &[&str]) -> ParamLayout {
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn presets_are_partitioned() {
-        for (preset, count) in SongUNetConfig::PRESETS.into_iter().zip([8, 8, 6]) {
+        for (preset, count) in SongUNetConfig::PRESETS.into_iter().zip([8, 8, 10, 6]) {
             let layout = layout(&SongUNetConfig::preset(preset).unwrap(), 32);
             let (names, group_of) = level_groups(&layout).unwrap();
             assert_eq!(names.len(), count, "{preset}");

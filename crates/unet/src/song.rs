@@ -1,10 +1,14 @@
 //! `SongUNet`: the DDPM++ and NCSN++ networks of Song et al. 2021 as configured by EDM (Karras et al. 2022, table 7).
 
 use crate::blocks::{
-    BlockOptions, Conv2d, GroupNorm, INIT, INIT_ZERO, Linear, NoiseEmbedding, Resample, Resampling, UNetBlock,
+    BlockOptions, Conv2d, GroupNorm, Inits, LayerInit, Linear, NoiseEmbedding, NormOptions, Resample, Resampling,
+    UNetBlock,
 };
-use crate::config::{Decoder, Embedding, Encoder, ImageShape, SongUNetConfig};
-use lcsc_torch::{LayoutBuilder, ParamLayout, Params, Tensor};
+use crate::config::{Decoder, DecoderAttention, Embedding, Encoder, Heads, ImageShape, Resolution, SongUNetConfig};
+use lcsc_torch::{Init, LayoutBuilder, ParamLayout, Params, Tensor};
+
+const INIT: LayerInit = LayerInit::Xavier(1.0);
+const INIT_LAST: LayerInit = LayerInit::Xavier(1e-5);
 
 enum Encode {
     Conv(Conv2d),
@@ -16,6 +20,7 @@ enum Encode {
 
 enum Decode {
     Block(Box<UNetBlock>),
+    Up(Conv2d),
     AuxUp(Conv2d),
     AuxOutput(GroupNorm, Conv2d),
 }
@@ -33,33 +38,37 @@ pub struct SongUNet {
 }
 
 impl SongUNet {
-    /// The network and its layout; names start with `model.`, as in EDM's checkpoints.
+    /// The network with so many output channels, and its layout; names start with `model.`, as in EDM's checkpoints.
     ///
     /// The configuration must be free of problems ([`SongUNetConfig::validate`]).
-    pub fn new(config: &SongUNetConfig, image: ImageShape) -> (Self, ParamLayout) {
+    pub fn new(config: &SongUNetConfig, image: ImageShape, out_channels: i64) -> (Self, ParamLayout) {
         let mut b = LayoutBuilder::default();
         let b = &mut b;
         let noise_channels = config.model_channels * config.channel_mult_noise;
         let emb_channels = config.model_channels * config.channel_mult_emb;
         let map_noise = match config.embedding_type {
-            Embedding::Positional => NoiseEmbedding::positional(noise_channels),
+            Embedding::Positional => NoiseEmbedding::Positional { channels: noise_channels },
             Embedding::Fourier => NoiseEmbedding::fourier(b, "model.map_noise", noise_channels),
         };
         let map_label =
-            (image.label_dim > 0).then(|| Linear::new(b, "model.map_label", image.label_dim, noise_channels, true));
-        let map_augment = (config.augment_dim > 0)
-            .then(|| Linear::new(b, "model.map_augment", config.augment_dim, noise_channels, false));
-        let map_layer0 = Linear::new(b, "model.map_layer0", noise_channels, emb_channels, true);
-        let map_layer1 = Linear::new(b, "model.map_layer1", emb_channels, emb_channels, true);
-        let (enc, skips) = encoder(b, config, image, emb_channels);
-        let dec = decoder(b, config, image, emb_channels, skips);
+            (image.label_dim > 0).then(|| Linear::new(b, "model.map_label", (image.label_dim, noise_channels), INIT));
+        let map_augment = (config.augment_dim > 0).then(|| {
+            let (from, to) = (config.augment_dim, noise_channels);
+            let init = Init::XavierUniform { fan_in: from, fan_out: to, gain: 1.0 };
+            Linear::without_bias(b, "model.map_augment", (from, to), init)
+        });
+        let map_layer0 = Linear::new(b, "model.map_layer0", (noise_channels, emb_channels), INIT);
+        let map_layer1 = Linear::new(b, "model.map_layer1", (emb_channels, emb_channels), INIT);
+        let options = block_options(config);
+        let (enc, skips) = encoder(b, config, image, &options);
+        let dec = decoder(b, config, (image.resolution, out_channels), &options, skips);
         let label_dropout = config.label_dropout;
         let net = Self { map_noise, map_label, map_augment, map_layer0, map_layer1, enc, dec, label_dropout };
         (net, std::mem::take(b).finish())
     }
 
     /// F(x; c_noise): x [B,C,H,W] and c_noise [B] f32, labels one-hot [B,label_dim], augmentation labels [B,augment_dim]
-    /// → f32 [B,C,H,W]. Computes in the type of `p`. Without labels a conditional network sees zeros.
+    /// → f32 [B,out_channels,H,W]. Computes in the type of `p`. Without labels a conditional network sees zeros.
     ///
     /// `train` turns dropout on; its masks come from torch's global generator.
     pub fn forward(
@@ -106,6 +115,7 @@ impl SongUNet {
                     }
                     x = block.forward(p, &x, &emb, train);
                 }
+                Decode::Up(up) => x = up.forward(p, &x),
                 Decode::AuxUp(up) => out = out.map(|o| up.forward(p, &o)),
                 Decode::AuxOutput(norm, conv) => {
                     let level = conv.forward(p, &norm.forward(p, &x).silu());
@@ -128,14 +138,8 @@ impl SongUNet {
         let kind = p.kind();
         let mut emb = self.map_noise.forward(p, c_noise).to_kind(kind);
         if let Some(map) = &self.map_label {
-            let batch = c_noise.size()[0];
-            let mut one_hot = labels
-                .map_or_else(|| Tensor::zeros([batch, map.in_features], (kind, c_noise.device())), |l| l.to_kind(kind));
-            if train && self.label_dropout > 0.0 {
-                let keep = Tensor::rand([batch, 1], (lcsc_torch::Kind::Float, c_noise.device())).ge(self.label_dropout);
-                one_hot = one_hot * keep.to_kind(kind);
-            }
-            emb = emb + map.forward(p, &(one_hot * (map.in_features as f64).sqrt()));
+            let one_hot = seen_labels(labels, (c_noise.size()[0], map.in_features), c_noise, train, self.label_dropout);
+            emb = emb + map.forward(p, &(one_hot.to_kind(kind) * (map.in_features as f64).sqrt()));
         }
         if let (Some(map), Some(labels)) = (&self.map_augment, augment_labels) {
             emb = emb + map.forward(p, &labels.to_kind(kind));
@@ -145,15 +149,46 @@ impl SongUNet {
     }
 }
 
+fn block_options(config: &SongUNetConfig) -> BlockOptions<'_> {
+    BlockOptions {
+        emb_channels: config.model_channels * config.channel_mult_emb,
+        dropout: config.dropout,
+        resample_filter: &config.resample_filter,
+        resample_proj: true,
+        adaptive_scale: false,
+        skip_scale: config.skip_scale,
+        heads: Heads::Count(1),
+        norm: NormOptions::SONG,
+        inits: Inits { layer: INIT, attention: LayerInit::Xavier(0.2f64.sqrt()), last: INIT_LAST },
+    }
+}
+
+/// One-hot classes f32 [B,label_dim] as the network sees them: zeros without labels; in training each image's are hidden
+/// with probability `dropout`, for classifier-free guidance.
+pub(crate) fn seen_labels(
+    labels: Option<&Tensor>,
+    shape: (i64, i64),
+    c_noise: &Tensor,
+    train: bool,
+    dropout: f64,
+) -> Tensor {
+    let float = (lcsc_torch::Kind::Float, c_noise.device());
+    let one_hot = labels.map_or_else(|| Tensor::zeros([shape.0, shape.1], float), |l| l.to_kind(float.0));
+    if train && dropout > 0.0 {
+        let keep = Tensor::rand([shape.0, 1], float).ge(dropout);
+        return one_hot * keep.to_kind(float.0);
+    }
+    one_hot
+}
+
 /// The encoder's layers, and the channels of each skip connection.
 fn encoder(
     b: &mut LayoutBuilder,
     config: &SongUNetConfig,
     image: ImageShape,
-    emb_channels: i64,
+    options: &BlockOptions,
 ) -> (Vec<Encode>, Vec<i64>) {
     let taps = &config.resample_filter;
-    let options = BlockOptions { emb_channels, dropout: config.dropout, resample_filter: taps };
     let mut layers = Vec::new();
     let mut skips = Vec::new();
     let mut channels = config.model_channels;
@@ -165,8 +200,15 @@ fn encoder(
             let conv = Conv2d::plain(b, &name("conv"), (image.channels, channels), 3, INIT);
             layers.push(Encode::Conv(conv));
         } else {
-            let down = UNetBlock::new(b, &name("down"), (channels, channels), Some(Resample::Down), false, &options);
-            layers.push(Encode::Block(Box::new(down)));
+            let (down, same) = (name("down"), (channels, channels));
+            layers.push(match config.resample {
+                Resolution::Blocks => {
+                    Encode::Block(Box::new(UNetBlock::new(b, &down, same, Some(Resample::Down), false, options)))
+                }
+                Resolution::Convolutions => {
+                    Encode::Conv(Conv2d::new(b, &down, same, 3, Resampling::Strided { same: true }, INIT))
+                }
+            });
             match config.encoder_type {
                 Encoder::Standard => {}
                 Encoder::Skip => {
@@ -188,7 +230,7 @@ fn encoder(
         let attention = config.attn_resolutions.contains(&res);
         for index in 0..config.num_blocks {
             let to = config.model_channels * mult;
-            let block = UNetBlock::new(b, &name(&format!("block{index}")), (channels, to), None, attention, &options);
+            let block = UNetBlock::new(b, &name(&format!("block{index}")), (channels, to), None, attention, options);
             channels = block.out_channels;
             skips.push(channels);
             layers.push(Encode::Block(Box::new(block)));
@@ -200,41 +242,45 @@ fn encoder(
 fn decoder(
     b: &mut LayoutBuilder,
     config: &SongUNetConfig,
-    image: ImageShape,
-    emb_channels: i64,
+    (resolution, out_channels): (i64, i64),
+    options: &BlockOptions,
     mut skips: Vec<i64>,
 ) -> Vec<Decode> {
     let taps = &config.resample_filter;
-    let options = BlockOptions { emb_channels, dropout: config.dropout, resample_filter: taps };
     let mut layers = Vec::new();
     let block = |b: &mut LayoutBuilder, name: &str, channels, resample, attention| {
-        Decode::Block(Box::new(UNetBlock::new(b, name, channels, resample, attention, &options)))
+        Decode::Block(Box::new(UNetBlock::new(b, name, channels, resample, attention, options)))
     };
     let deepest = config.channel_mult.len() - 1;
     let mut channels = config.model_channels * config.channel_mult[deepest];
     for (level, mult) in config.channel_mult.iter().enumerate().rev() {
-        let res = image.resolution >> level;
+        let res = resolution >> level;
         let name = |part: &str| format!("model.dec.{res}x{res}_{part}");
         if level == deepest {
             layers.push(block(b, &name("in0"), (channels, channels), None, true));
             layers.push(block(b, &name("in1"), (channels, channels), None, false));
         } else {
-            layers.push(block(b, &name("up"), (channels, channels), Some(Resample::Up), false));
+            let (up, same) = (name("up"), (channels, channels));
+            layers.push(match config.resample {
+                Resolution::Blocks => block(b, &up, same, Some(Resample::Up), false),
+                Resolution::Convolutions => Decode::Up(Conv2d::new(b, &up, same, 3, Resampling::Nearest, INIT)),
+            });
         }
         for index in 0..=config.num_blocks {
             let from = channels + skips.pop().unwrap_or_default();
             channels = config.model_channels * mult;
-            let attention = index == config.num_blocks && config.attn_resolutions.contains(&res);
+            let here = config.decoder_attention == DecoderAttention::Every || index == config.num_blocks;
+            let attention = here && config.attn_resolutions.contains(&res);
             layers.push(block(b, &name(&format!("block{index}")), (from, channels), None, attention));
         }
         if config.decoder_type == Decoder::Skip || level == 0 {
             if config.decoder_type == Decoder::Skip && level < deepest {
-                let same = (image.channels, image.channels);
+                let same = (out_channels, out_channels);
                 let up = Resampling::Before(Resample::Up, taps);
                 layers.push(Decode::AuxUp(Conv2d::new(b, &name("aux_up"), same, 0, up, INIT)));
             }
-            let norm = GroupNorm::new(b, &name("aux_norm"), channels);
-            let conv = Conv2d::plain(b, &name("aux_conv"), (channels, image.channels), 3, INIT_ZERO);
+            let norm = GroupNorm::new(b, &name("aux_norm"), channels, options.norm);
+            let conv = Conv2d::plain(b, &name("aux_conv"), (channels, out_channels), 3, INIT_LAST);
             layers.push(Decode::AuxOutput(norm, conv));
         }
     }
@@ -252,9 +298,11 @@ mod tests {
     fn presets_have_the_published_sizes() {
         // 55.7 M: the unconditional DDPM++ with EDM's nine augmentation labels.
         let config = SongUNetConfig { augment_dim: 9, ..SongUNetConfig::ddpmpp_cifar10() };
-        assert_eq!(SongUNet::new(&config, CIFAR).1.numel(), 55_733_891);
+        assert_eq!(SongUNet::new(&config, CIFAR, 3).1.numel(), 55_733_891);
         assert_eq!(
-            SongUNet::new(&SongUNetConfig::tiny(), ImageShape { channels: 1, resolution: 8, label_dim: 0 }).1.numel(),
+            SongUNet::new(&SongUNetConfig::tiny(), ImageShape { channels: 1, resolution: 8, label_dim: 0 }, 1)
+                .1
+                .numel(),
             180_193
         );
     }
@@ -275,7 +323,7 @@ mod tests {
                 augment_dim: 2,
                 ..SongUNetConfig::tiny()
             };
-            let (net, layout) = SongUNet::new(&config, ImageShape { channels: 3, resolution: 16, label_dim: 5 });
+            let (net, layout) = SongUNet::new(&config, ImageShape { channels: 3, resolution: 16, label_dim: 5 }, 3);
             let weights = layout.init(0, Device::Cpu).unwrap();
             let theta = weights.theta.set_requires_grad(true);
             let params = layout.views(&theta, &weights.buffers).unwrap();
@@ -310,7 +358,7 @@ mod tests {
             attn_resolutions: vec![8],
             ..SongUNetConfig::tiny()
         };
-        let (net, layout) = SongUNet::new(&config, ImageShape { channels: 3, resolution: 8, label_dim: 0 });
+        let (net, layout) = SongUNet::new(&config, ImageShape { channels: 3, resolution: 8, label_dim: 0 }, 3);
         let weights = layout.init(0, Device::Cpu).unwrap();
         // Uniform weights instead of the initial ones: those of the last layer are nearly zero.
         let theta = weights.theta.shallow_clone() + 0.02;
@@ -328,7 +376,7 @@ mod tests {
     #[test]
     fn dropout_masks_follow_the_seed_and_only_in_training() {
         let config = SongUNetConfig { dropout: 0.5, ..SongUNetConfig::tiny() };
-        let (net, layout) = SongUNet::new(&config, ImageShape { channels: 1, resolution: 8, label_dim: 0 });
+        let (net, layout) = SongUNet::new(&config, ImageShape { channels: 1, resolution: 8, label_dim: 0 }, 1);
         let weights = layout.init(0, Device::Cpu).unwrap();
         // Nearly-zero output layers would hide the masks.
         let params = layout.views(&Tensor::full_like(&weights.theta, 0.1), &weights.buffers).unwrap();
@@ -345,7 +393,7 @@ mod tests {
     #[test]
     fn names_are_those_of_edm() {
         let config = SongUNetConfig { resample_filter: vec![1.0, 3.0, 3.0, 1.0], ..SongUNetConfig::ncsnpp_cifar10() };
-        let (_, layout) = SongUNet::new(&config, CIFAR);
+        let (_, layout) = SongUNet::new(&config, CIFAR, 3);
         let names: Vec<&str> = layout.params().iter().chain(layout.buffers()).map(|s| s.name.as_str()).collect();
         for name in [
             "model.map_noise.freqs",

@@ -105,6 +105,7 @@ impl Results<'_> {
                 reference: format!("{}, {} images", session.data.name, session.data.images.size()[0]),
                 n_search: search.images,
                 n_heldout: search.report_images,
+                nfe: plan.sampler.nfe() as u64,
             },
             search: lcsc_report::Search {
                 method: methods.join("+"),

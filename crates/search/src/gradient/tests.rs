@@ -1,8 +1,8 @@
 use super::*;
-use lcsc_diffusion::{Churn, ConsistencyConfig, OdeConfig, SIGMA_DATA};
+use lcsc_diffusion::{Churn, ConsistencyConfig, OdeConfig, PreconditioningConfig};
 use lcsc_metrics::{RealImages, Suite};
 use lcsc_torch::{Precision, Stream, latents};
-use lcsc_unet::{ImageShape, SongUNetConfig};
+use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 
 struct Scene {
     model: Model,
@@ -13,9 +13,9 @@ struct Scene {
 /// A small network whose last layer is far from zero, and random convolutions as features.
 fn scene() -> Scene {
     lcsc_torch::set_cpu_threads(1);
-    let network = SongUNetConfig { model_channels: 8, ..SongUNetConfig::tiny() };
+    let network = NetworkConfig::Song(SongUNetConfig { model_channels: 8, ..SongUNetConfig::tiny() });
     let image = ImageShape { channels: 1, resolution: 8, label_dim: 0 };
-    let model = Model::new(&network, image, SIGMA_DATA, Precision::F32);
+    let model = Model::new(&network, &PreconditioningConfig::default(), image, Precision::F32);
     let mut weights = model.layout.init(0, Device::Cpu).unwrap();
     weights.theta = weights.theta + 0.02;
     let real = latents(1, Stream::SampleLatents, 0, 400, image.chw(), Device::Cpu).unwrap();
@@ -71,6 +71,7 @@ fn the_gradient_is_that_of_one_graph_over_everything() {
     let z = latents(7, Stream::StepLatents, 0, 96, scene.model.image.chw(), Device::Cpu).unwrap();
     let images = lcsc_diffusion::sample(
         sampler,
+        &scene.model.preconditioning,
         &z,
         |x, sigma| {
             let sigma = Tensor::full([96], sigma, (Kind::Float, Device::Cpu));

@@ -18,7 +18,8 @@ pub struct GradientConfig {
     pub lr: f64,
     /// Decay rates of the moments.
     pub betas: [f64; 2],
-    /// Images sampled a step, from fresh latents.
+    /// Images sampled a step, from fresh latents, for one network evaluation an image: they are divided by the root of
+    /// their number, too, so that steps stay frequent. For D features at least D/2 are advised.
     pub images: u64,
 }
 
@@ -42,7 +43,7 @@ pub struct FinetuneConfig {
     pub lr: f64,
     /// Decay rates of the moments.
     pub betas: [f64; 2],
-    /// Images sampled a step, from fresh latents.
+    /// Images sampled a step, from fresh latents, for one network evaluation an image, as in the search by gradient.
     pub images: u64,
 }
 
@@ -70,6 +71,11 @@ fn check_steps(lr: f64, betas: [f64; 2], images: u64) -> Vec<Invalid> {
 /// The rate of a step after a fraction of the budget: `lr`/√NFE, falling along a cosine.
 pub(crate) fn rate(lr: f64, nfe: usize, fraction: f64) -> f64 {
     lr / (nfe as f64).sqrt() * 0.5 * (1.0 + (std::f64::consts::PI * fraction.min(1.0)).cos())
+}
+
+/// The images of a step: `images`/√NFE, at least 2.
+pub fn step_images(images: u64, nfe: usize) -> u64 {
+    ((images as f64 / (nfe as f64).sqrt()).round() as u64).max(2)
 }
 
 /// A chain of steps: the candidate of the next one is known only after the last was scored.

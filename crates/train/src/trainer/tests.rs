@@ -1,10 +1,10 @@
 use super::*;
 use crate::Start;
 use lcsc_data::DataConfig;
-use lcsc_diffusion::{EdmConfig, ObjectiveConfig, SIGMA_DATA};
+use lcsc_diffusion::{CdConfig, CtConfig, EctConfig, EdmConfig, IctConfig, ObjectiveConfig, PreconditioningConfig};
 use lcsc_torch::{AdamConfig, OptimizerConfig, Precision};
 use lcsc_trajectory::{EmaConfig, Manifest, TrajectoryConfig};
-use lcsc_unet::{ImageShape, SongUNetConfig};
+use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ fn stage() -> StageConfig {
         batch: BATCH,
         microbatch: None,
         objective: ObjectiveConfig::Edm(EdmConfig::default()),
+        teacher: None,
         optimizer: OptimizerConfig::Adam(AdamConfig { lr: 1e-2, ..Default::default() }),
         lr_ramp_nimg: 0,
         grad_clip: None,
@@ -50,12 +51,12 @@ impl Bench {
     fn new() -> Self {
         set_cpu_threads(1);
         let temp = tempfile::tempdir().unwrap();
-        let network = SongUNetConfig { model_channels: 4, dropout: 0.2, ..SongUNetConfig::tiny() };
+        let network = NetworkConfig::Song(SongUNetConfig { model_channels: 4, dropout: 0.2, ..SongUNetConfig::tiny() });
         let image = ImageShape { channels: 1, resolution: 8, label_dim: 0 };
         Self {
             run: RunFolder::create(temp.path()).unwrap(),
             _temp: temp,
-            model: Model::new(&network, image, SIGMA_DATA, Precision::F32),
+            model: Model::new(&network, &PreconditioningConfig::default(), image, Precision::F32),
             data: Dataset::open(&DataConfig { source: "digits".into(), ..Default::default() }, &ProgressBar::hidden())
                 .unwrap(),
             card: serde_json::json!({}),
@@ -68,6 +69,10 @@ impl Bench {
             stage,
             nimg_before: 100,
             model: &self.model,
+            teacher: stage
+                .objective
+                .needs_teacher()
+                .then(|| (&self.model, self.model.layout.init(1, Device::Cpu).unwrap())),
             data: &self.data,
             seed: 3,
             device: Device::Cpu,
@@ -109,29 +114,71 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_stopped_stage_goes_on_bit_for_bit() {
     let _turn = turn();
+    // Six steps leave no room for more doublings.
+    let ict = IctConfig { s_0: 10, s_1: 20, ..IctConfig::default() };
+    for objective in [
+        ObjectiveConfig::Edm(EdmConfig::default()),
+        ObjectiveConfig::Cd(CdConfig { target_ema: 0.5, ..CdConfig::default() }),
+        ObjectiveConfig::Ct(CtConfig::default()),
+        ObjectiveConfig::Ict(ict),
+        ObjectiveConfig::Ect(EctConfig::default()),
+    ] {
+        goes_on_bit_for_bit(&StageConfig { objective, ..stage() });
+    }
+}
+
+fn goes_on_bit_for_bit(stage: &StageConfig) {
     let (whole, parts) = (Bench::new(), Bench::new());
-    let stage = stage();
-    assert_eq!(whole.train(&stage).unwrap(), Ended::Reached);
+    assert_eq!(whole.train(stage).unwrap(), Ended::Reached);
 
     let steps = Cell::new(0);
     let stop = || steps.replace(steps.get() + 1) == 2;
     let weights = parts.model.layout.init(0, Device::Cpu).unwrap();
-    let mut trainer = Trainer::new(parts.context(&stage), weights).unwrap();
+    let mut trainer = Trainer::new(parts.context(stage), weights).unwrap();
     assert_eq!(trainer.train_until(stage.images(), &stop, &ProgressBar::hidden()).unwrap(), Ended::Stopped);
     assert_eq!(trainer.nimg(), 2 * BATCH);
     drop(trainer);
     let state = TrainingState::load(&parts.run).unwrap().unwrap();
     assert_eq!(Trainer::position(&state, "settings").unwrap()[0].nimg, 2 * BATCH);
-    let mut trainer = Trainer::resume(parts.context(&stage), &state).unwrap();
+    let mut trainer = Trainer::resume(parts.context(stage), &state).unwrap();
     assert_eq!(trainer.train_until(stage.images(), &|| false, &ProgressBar::hidden()).unwrap(), Ended::Reached);
     drop(trainer);
 
     let found = files(&parts.run.trajectory());
     assert_eq!(found.len() as u64, 2 * STEPS);
-    assert!(found == files(&whole.run.trajectory()), "a checkpoint differs");
+    assert!(found == files(&whole.run.trajectory()), "a checkpoint differs: {:?}", stage.objective);
     let losses = |b: &Bench| b.log().iter().map(|t| (t.total_nimg, t.loss, t.grad_norm)).collect::<Vec<_>>();
     assert_eq!(losses(&parts), losses(&whole));
     assert_eq!(losses(&parts)[0].0, 100 + BATCH);
+}
+
+#[test]
+fn the_target_network_follows_the_weights() {
+    let _turn = turn();
+    let stage = StageConfig {
+        nimg: BATCH,
+        objective: ObjectiveConfig::Cd(CdConfig { target_ema: 0.75, ..CdConfig::default() }),
+        ..stage()
+    };
+    let bench = Bench::new();
+    let before = bench.model.layout.init(0, Device::Cpu).unwrap().theta;
+    bench.train(&stage).unwrap();
+    let target = &TrainingState::load(&bench.run).unwrap().unwrap().tensors["target"];
+    let expected = before * 0.75 + bench.theta(BATCH, "raw") * 0.25;
+    assert!((target - expected).abs().max().double_value(&[]) < 1e-6);
+}
+
+#[test]
+fn a_teacher_that_is_not_finite_ends_the_run_with_its_place() {
+    let _turn = turn();
+    let (bench, objective) = (Bench::new(), ObjectiveConfig::Cd(CdConfig::default()));
+    let stage = StageConfig { objective, ..stage() };
+    let weights = || bench.model.layout.init(0, Device::Cpu).unwrap();
+    let broken = weights().with_theta(weights().theta * f64::NAN);
+    let context = StageContext { teacher: Some((&bench.model, broken)), ..bench.context(&stage) };
+    let mut trainer = Trainer::new(context, weights()).unwrap();
+    let text = trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap_err().to_string();
+    assert!(text.contains("stage `edm`, step 0") && text.contains("not finite for σ = "), "{text}");
 }
 
 #[test]
