@@ -170,6 +170,79 @@ stage = "ect"
 }
 
 #[test]
+fn objectives_and_samplers_that_do_not_fit_the_model() {
+    let config = r#"
+name = "models"
+conditional = false
+preconditioning.edm = {}
+
+[data]
+source = "digits"
+augment = 0.12
+
+[model]
+preset = "tiny"
+adm.dropout = 0.1
+
+[[stage]]
+name = "edm"
+nimg = 1_280
+batch = 32
+teacher.weights = { path = "teacher.safetensors" }
+objective.ddpm = {}
+
+[[stage]]
+name = "cd"
+nimg = 1_280
+batch = 32
+objective.cd = { num_scales = 1, distance.lpips = { network = "vgg", weights = "vgg.safetensors" } }
+
+[[stage]]
+name = "ct"
+nimg = 1_280
+batch = 32
+objective.ct = { s_1 = 100_000_000, mu_0 = 1.0 }
+
+[[stage]]
+name = "ict"
+nimg = 128
+batch = 32
+objective.ict = { distance.huber = { c = -1.0 } }
+trajectory = { every_nimg = 32 }
+
+[sampler.dpmpp]
+steps = 2
+order = 3
+guidance = 1.5
+"#;
+    assert_snapshot("objectives_and_samplers_that_do_not_fit_the_model", &refused(config, &[]));
+}
+
+#[test]
+fn weights_of_another_network_and_guidance_without_label_dropout() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    succeed(folder, &["train", TINY, "--out", "other", "--set", "stage.0.nimg=256"]);
+    let weights = std::fs::read_dir(folder.join("other/trajectory")).unwrap().map(|e| e.unwrap().path());
+    let weights = weights.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).min().unwrap();
+    let config = std::fs::read_to_string(TINY).unwrap();
+    let start = format!("stage.0.start={{ weights = {{ path = {:?} }} }}", weights.display().to_string());
+    std::fs::write(folder.join("config.toml"), config).unwrap();
+    let check = |sets: &[&str]| {
+        let mut args = vec!["config", "check", "config.toml", "--set", start.as_str()];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        lcsc_in(folder, &args)
+    };
+    assert_eq!(check(&[]).status, Some(0));
+    let message = check(&["model.song.num_blocks=2"]).message();
+    assert!(message.contains("stage[0].start.weights.path") && message.contains("has no tensor"), "{message}");
+    let message = check(&["preconditioning={ vp = {} }", "stage.0.objective={ ddpm = {} }"]).message();
+    assert!(message.contains("was trained with preconditioning Edm"), "{message}");
+    let message = check(&["sampler.heun.guidance=1.5"]).message();
+    assert!(message.contains("sampler.heun.guidance") && message.contains("label_dropout above 0"), "{message}");
+}
+
+#[test]
 fn a_file_that_is_no_toml_and_data_that_is_not_there() {
     let config = "name = \"x\"\n[data\nsource = 1\n";
     let no_toml = refused(config, &[]);

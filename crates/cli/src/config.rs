@@ -176,25 +176,18 @@ pub fn image_shape(data: &DataInfo, conditional: bool) -> ImageShape {
 fn apply_preset(document: &mut Document) -> Option<Problem> {
     let model = document.value().get("model")?.as_table()?.clone();
     let preset = model.get("preset")?;
-    let names = NetworkConfig::presets().join("`, `");
-    let Some(known) = preset.as_str().and_then(NetworkConfig::preset) else {
-        document.replace("model", without_preset(&model));
-        return Some(Problem::error("model.preset", format!("expected one of `{names}`, found {preset}")));
-    };
-    let mut merged = toml::Table::try_from(&known).ok()?;
-    for (key, given) in without_preset(&model) {
-        match (merged.get_mut(&key), given) {
-            (Some(Value::Table(values)), Value::Table(given)) => values.extend(given),
+    let known = preset.as_str().and_then(NetworkConfig::preset);
+    let mut merged = toml::Table::try_from(known.clone().unwrap_or_default()).ok()?;
+    for (key, given) in model.iter().filter(|(key, _)| *key != "preset") {
+        match (merged.get_mut(key), given) {
+            (Some(Value::Table(values)), Value::Table(given)) => values.extend(given.clone()),
             // Of another architecture, or no key at all: reading the config tells.
-            (_, given) => drop(merged.insert(key, given)),
+            (_, given) => drop(merged.insert(key.clone(), given.clone())),
         }
     }
     document.replace("model", merged);
-    None
-}
-
-fn without_preset(model: &toml::Table) -> toml::Table {
-    model.clone().into_iter().filter(|(key, _)| key != "preset").collect()
+    let names = NetworkConfig::presets().join("`, `");
+    known.is_none().then(|| Problem::error("model.preset", format!("expected one of `{names}`, found {preset}")))
 }
 
 /// The JSON schema of config files, for editors.

@@ -2,7 +2,7 @@
 
 use crate::precond::{Preconditioning, PreconditioningConfig, Scalings};
 use lcsc_torch::{Device, Kind, ParamLayout, Params, Precision, Result, Stream, Tensor, Weights, rng};
-use lcsc_unet::{ImageShape, Network, NetworkConfig};
+use lcsc_unet::{ImageShape, Inputs, Network, NetworkConfig};
 use rand_core::Rng;
 
 /// An architecture, its layout and its preconditioning. Holds no weights.
@@ -66,15 +66,9 @@ impl Denoiser<'_> {
         train: bool,
     ) -> Tensor {
         let c = self.model.preconditioning.coefficients(sigma, scalings);
-        let Conditioning { labels, augment_labels } = conditioning;
-        let f_x = self.model.net.forward(
-            &self.params,
-            &(c.c_in * x),
-            &c.c_noise,
-            labels.as_ref(),
-            augment_labels.as_ref(),
-            train,
-        );
+        let (labels, augment_labels) = (conditioning.labels.as_ref(), conditioning.augment_labels.as_ref());
+        let inputs = Inputs { x: &(c.c_in * x), c_noise: &c.c_noise, labels, augment_labels, train };
+        let f_x = self.model.net.forward(&self.params, &inputs);
         c.c_skip * x + c.c_out * f_x.narrow(1, 0, self.model.image.channels)
     }
 
@@ -96,4 +90,41 @@ pub fn random_classes(seed: u64, first: u64, n: usize, label_dim: i64, device: D
         let class = |i| (rng(seed, Stream::Labels, first + i).next_u64() % label_dim as u64) as i64;
         Tensor::from_slice(&(0..n as u64).map(class).collect::<Vec<i64>>()).to(device)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::precond::{EdmPreconditioning, TimeInput};
+    use lcsc_torch::latents;
+    use lcsc_unet::{DhariwalUNetConfig, Heads, SongUNetConfig};
+
+    #[test]
+    fn consistency_models_are_the_identity_at_their_lowest_noise_level() {
+        let adm = DhariwalUNetConfig {
+            model_channels: 8,
+            channel_mult: vec![1, 2],
+            num_blocks: 1,
+            attn_resolutions: vec![],
+            heads: Heads::Count(1),
+            ..DhariwalUNetConfig::default()
+        };
+        let image = ImageShape { channels: 1, resolution: 8, label_dim: 0 };
+        let x = latents(0, Stream::Noise, 0, 2, image.chw(), Device::Cpu).unwrap();
+        for network in [NetworkConfig::Song(SongUNetConfig::tiny()), NetworkConfig::Adm(adm)] {
+            for time_input in [TimeInput::Edm, TimeInput::OpenAi] {
+                let edm = EdmPreconditioning { time_input, ..EdmPreconditioning::default() };
+                let model = Model::new(&network, &PreconditioningConfig::Edm(edm), image, Precision::F32);
+                let initial = model.layout.init(0, Device::Cpu).unwrap();
+                let weights = initial.with_theta(&initial.theta + 0.02);
+                let net = model.bind(&weights).unwrap();
+                for sigma_min in [0.002, 0.003] {
+                    let sigma = Tensor::full([2], sigma_min, (Kind::Float, Device::Cpu));
+                    let scalings = Scalings::Boundary { sigma_min };
+                    let f_x = net.denoise(&x, &sigma, scalings, &Conditioning::default(), false);
+                    assert!((f_x - &x).abs().max().double_value(&[]) < 1e-6, "{network:?} {time_input:?}");
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What a stage trains for.
 
-use crate::consistency::{CdConfig, CtConfig, IctConfig, Weighting, consistency_loss, teacher_step};
+use crate::consistency::{CdConfig, CtConfig, IctConfig, consistency_loss, teacher_step};
 use crate::denoising::{DdpmConfig, EdmConfig, ddpm_loss, edm_loss, sigma_data};
 use crate::distance::{Distance, DistanceConfig};
 use crate::ect::{EctConfig, ect_loss};
@@ -164,15 +164,10 @@ impl Objective {
     pub fn loss(&self, nets: &Networks, round: &Round) -> Result<Tensor> {
         let y = round.images;
         seed_torch(round.seed, Stream::Noise, round.nimg);
-        let b = y.size()[0];
-        // The same seed before every pass: both passes of a consistency loss share their dropout mask.
-        let pass = |net: &Denoiser, scalings, x: &Tensor, sigma: &Tensor| {
-            seed_torch(round.seed, Stream::Dropout, round.nimg);
-            net.denoise(x, sigma, scalings, round.conditioning, true)
-        };
-        let plain = |x: &Tensor, sigma: &Tensor| pass(nets.online, Scalings::Plain, x, sigma);
-        let normal = || Tensor::randn([b], (Kind::Float, y.device()));
-        let uniform = || Tensor::rand([b], (Kind::Double, y.device()));
+        let draws = (y.size()[0], y.device());
+        let normal = || Tensor::randn([draws.0], (Kind::Float, draws.1));
+        let uniform = || Tensor::rand([draws.0], (Kind::Double, draws.1));
+        let plain = |x: &Tensor, sigma: &Tensor| round.denoise(nets.online, Scalings::Plain, x, sigma);
         match &self.config {
             ObjectiveConfig::Edm(c) => {
                 let (rnd_normal, noise) = (normal(), y.randn_like());
@@ -192,56 +187,58 @@ impl Objective {
             ObjectiveConfig::Cd(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
                 let levels = Levels::drawn(&c.grid.sigmas(c.num_scales), &evenly(&u, c.num_scales - 1));
-                self.consistency(nets, round, &noise, &levels, c.grid.sigma_min, Some(c), c.weighting)
+                let teacher = nets.teacher.ok_or_else(|| Error::msg("distillation needs a teacher"))?;
+                let step = |x: &Tensor, sigma: &Tensor| round.denoise(teacher, Scalings::Plain, x, sigma);
+                let x_t = round.noised(&noise, &levels.t);
+                let x_r = teacher_step(step, c.solver, &x_t, &levels.t, &levels.r)?;
+                let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, (&x_t, &x_r));
+                Ok(distance * c.weighting.of(&levels.t))
             }
             ObjectiveConfig::Ct(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
                 let num_scales = c.num_scales(round.step, round.steps);
                 let levels = Levels::drawn(&c.grid.sigmas(num_scales), &evenly(&u, num_scales - 1));
-                self.consistency(nets, round, &noise, &levels, c.grid.sigma_min, None, c.weighting)
+                let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
+                let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
+                Ok(distance * c.weighting.of(&levels.t))
             }
             ObjectiveConfig::Ict(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
                 let sigmas = c.grid.sigmas(c.num_scales(round.step, round.steps));
                 let levels = Levels::drawn(&sigmas, &lognormally(c, &u, &sigmas));
-                let loss =
-                    self.consistency(nets, round, &noise, &levels, c.grid.sigma_min, None, Weighting::Uniform)?;
-                Ok(loss / (levels.t - levels.r))
+                let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
+                let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
+                Ok(distance / (levels.t - levels.r))
             }
         }
     }
 
-    /// λ·d of a round between neighbouring noise levels; with `distillation` the teacher steps between them.
-    #[allow(clippy::too_many_arguments)]
+    /// d between the online network's output at t and the target's at r.
     fn consistency(
         &self,
         nets: &Networks,
         round: &Round,
-        noise: &Tensor,
-        Levels { t, r }: &Levels,
         sigma_min: f64,
-        distillation: Option<&CdConfig>,
-        weighting: Weighting,
-    ) -> Result<Tensor> {
-        let y = round.images;
-        let noised = |sigma: &Tensor| y + noise * sigma.reshape([-1, 1, 1, 1]);
-        let pass = |net: &Denoiser, scalings, x: &Tensor, sigma: &Tensor| {
-            seed_torch(round.seed, Stream::Dropout, round.nimg);
-            net.denoise(x, sigma, scalings, round.conditioning, true)
-        };
-        let x_t = noised(t);
-        let x_r = match distillation {
-            None => noised(r),
-            Some(c) => {
-                let teacher = nets.teacher.ok_or_else(|| Error::msg("distillation needs a teacher"))?;
-                teacher_step(|x, sigma| pass(teacher, Scalings::Plain, x, sigma), c.solver, &x_t, t, r)?
-            }
-        };
+        Levels { t, r }: &Levels,
+        (x_t, x_r): (&Tensor, &Tensor),
+    ) -> Tensor {
         let boundary = Scalings::Boundary { sigma_min };
-        let online = |x: &Tensor, sigma: &Tensor| pass(nets.online, boundary, x, sigma);
-        let target = |x: &Tensor, sigma: &Tensor| pass(nets.target.unwrap_or(nets.online), boundary, x, sigma);
-        let distance = consistency_loss(online, target, (&x_t, t), (&x_r, r), &self.distance);
-        Ok(distance * weighting.of(t))
+        let online = |x: &Tensor, sigma: &Tensor| round.denoise(nets.online, boundary, x, sigma);
+        let target = |x: &Tensor, sigma: &Tensor| round.denoise(nets.target.unwrap_or(nets.online), boundary, x, sigma);
+        consistency_loss(online, target, (x_t, t), (x_r, r), &self.distance)
+    }
+}
+
+impl Round<'_> {
+    /// D(x;σ) in training. The same seed before every pass: all passes of a loss share their dropout mask.
+    fn denoise(&self, net: &Denoiser, scalings: Scalings, x: &Tensor, sigma: &Tensor) -> Tensor {
+        seed_torch(self.seed, Stream::Dropout, self.nimg);
+        net.denoise(x, sigma, scalings, self.conditioning, true)
+    }
+
+    /// y + σ·noise.
+    fn noised(&self, noise: &Tensor, sigma: &Tensor) -> Tensor {
+        self.images + noise * sigma.reshape([-1, 1, 1, 1])
     }
 }
 

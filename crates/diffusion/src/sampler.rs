@@ -39,6 +39,7 @@ pub struct OdeConfig {
     /// Noise added on the way; all zero gives the deterministic sampler.
     pub churn: Churn,
     /// Classifier-free guidance: w of D = D(x;σ,∅) + w·(D(x;σ,c) − D(x;σ,∅)); each step then costs twice the NFE.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
 }
 
@@ -55,6 +56,7 @@ pub struct GridConfig {
     /// How noise levels are spaced.
     pub spacing: Spacing,
     /// Classifier-free guidance, as for Heun's method.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
 }
 
@@ -81,6 +83,7 @@ pub struct DpmConfig {
     /// How noise levels are spaced.
     pub spacing: Spacing,
     /// Classifier-free guidance, as for Heun's method.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
 }
 

@@ -6,7 +6,7 @@ use crate::blocks::{
     UNetBlock,
 };
 use crate::config::{Common, Heads, ImageShape, Resolution};
-use crate::song::seen_labels;
+use crate::network::Inputs;
 use lcsc_torch::{Init, Invalid, Kind, LayoutBuilder, ParamLayout, Params, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -208,21 +208,10 @@ impl DhariwalUNet {
         (net, b.finish())
     }
 
-    /// F(x; c_noise): x [B,C,H,W] and c_noise [B] f32, labels one-hot [B,label_dim], augmentation labels [B,augment_dim]
-    /// → f32 [B,out_channels,H,W]. Computes in the type of `p`. Without labels a conditional network sees zeros.
-    ///
-    /// `train` turns dropout on; its masks come from torch's global generator.
-    pub fn forward(
-        &self,
-        p: &Params,
-        x: &Tensor,
-        c_noise: &Tensor,
-        labels: Option<&Tensor>,
-        augment_labels: Option<&Tensor>,
-        train: bool,
-    ) -> Tensor {
-        let emb = self.embed(p, c_noise, labels, augment_labels, train);
-        let mut x = x.to_kind(p.kind());
+    /// F(x; c_noise) f32 [B,out_channels,H,W], computed in the type of `p`.
+    pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
+        let (emb, train) = (self.embed(p, inputs), inputs.train);
+        let mut x = inputs.x.to_kind(p.kind());
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.enc.len());
         for layer in &self.enc {
             x = layer.forward(p, &x, &emb, train);
@@ -239,22 +228,15 @@ impl DhariwalUNet {
     }
 
     /// The embedding vector [B,E] of noise level, augmentation and class.
-    fn embed(
-        &self,
-        p: &Params,
-        c_noise: &Tensor,
-        labels: Option<&Tensor>,
-        augment_labels: Option<&Tensor>,
-        train: bool,
-    ) -> Tensor {
+    fn embed(&self, p: &Params, inputs: &Inputs) -> Tensor {
         let kind = p.kind();
-        let mut emb = self.map_noise.forward(p, c_noise).to_kind(kind);
-        if let (Some(map), Some(labels)) = (&self.map_augment, augment_labels) {
+        let mut emb = self.map_noise.forward(p, inputs.c_noise).to_kind(kind);
+        if let (Some(map), Some(labels)) = (&self.map_augment, inputs.augment_labels) {
             emb = emb + map.forward(p, &labels.to_kind(kind));
         }
         emb = self.map_layer1.forward(p, &self.map_layer0.forward(p, &emb).silu());
         if let Some(map) = &self.map_label {
-            let one_hot = seen_labels(labels, (c_noise.size()[0], map.in_features), c_noise, train, self.label_dropout);
+            let one_hot = inputs.seen_labels(map.in_features, self.label_dropout);
             emb = emb + map.forward(p, &one_hot.to_kind(kind));
         }
         emb.silu()
@@ -380,7 +362,9 @@ mod tests {
             let float = (Kind::Float, Device::Cpu);
             let labels = Tensor::eye(5, float).narrow(0, 0, 2);
             let sigma = Tensor::from_slice(&[0.3f32, -1.0]);
-            let out = net.forward(&params, &x, &sigma, Some(&labels), Some(&Tensor::ones([2, 2], float)), false);
+            let (labels, augment_labels) = (Some(&labels), Some(&Tensor::ones([2, 2], float)));
+            let inputs = Inputs { x: &x, c_noise: &sigma, labels, augment_labels, train: false };
+            let out = net.forward(&params, &inputs);
             assert_eq!(out.size(), [2, 6, 16, 16]);
             let grad = Tensor::run_backward(&[out.square().sum(Kind::Float)], &[&theta], false, false).remove(0);
             let sizes: Vec<i64> = layout.params().iter().map(|p| p.numel()).collect();

@@ -3,7 +3,7 @@
 use crate::adm::{DhariwalUNet, DhariwalUNetConfig};
 use crate::config::{ImageShape, SongUNetConfig};
 use crate::song::SongUNet;
-use lcsc_torch::{Invalid, ParamLayout, Params, Tensor};
+use lcsc_torch::{Invalid, Kind, ParamLayout, Params, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,35 @@ impl NetworkConfig {
     }
 }
 
+/// What goes into a network.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// c_in·x, f32 [B,C,H,W].
+    pub x: &'a Tensor,
+    /// f32 [B].
+    pub c_noise: &'a Tensor,
+    /// One-hot classes [B,label_dim]; without them a conditional network sees zeros.
+    pub labels: Option<&'a Tensor>,
+    /// [B,augment_dim]; without them a network made for augmentation sees zeros.
+    pub augment_labels: Option<&'a Tensor>,
+    /// Turns dropout on; its masks come from torch's global generator.
+    pub train: bool,
+}
+
+impl Inputs<'_> {
+    /// The classes as the network sees them, one-hot f32 [B,label_dim]; in training each image's are hidden with
+    /// probability `dropout`, for classifier-free guidance.
+    pub(crate) fn seen_labels(&self, label_dim: i64, dropout: f64) -> Tensor {
+        let (batch, float) = (self.c_noise.size()[0], (Kind::Float, self.c_noise.device()));
+        let one_hot = self.labels.map_or_else(|| Tensor::zeros([batch, label_dim], float), |l| l.to_kind(float.0));
+        if self.train && dropout > 0.0 {
+            let keep = Tensor::rand([batch, 1], float).ge(dropout);
+            return one_hot * keep.to_kind(float.0);
+        }
+        one_hot
+    }
+}
+
 /// The network F(x; c_noise): shapes and indices only.
 pub enum Network {
     /// Of [`NetworkConfig::Song`].
@@ -99,22 +128,11 @@ impl Network {
         }
     }
 
-    /// F(x; c_noise): x [B,C,H,W] and c_noise [B] f32, labels one-hot [B,label_dim], augmentation labels [B,augment_dim]
-    /// → f32 [B,out_channels,H,W]. Computes in the type of `p`. Without labels a conditional network sees zeros.
-    ///
-    /// `train` turns dropout on; its masks come from torch's global generator.
-    pub fn forward(
-        &self,
-        p: &Params,
-        x: &Tensor,
-        c_noise: &Tensor,
-        labels: Option<&Tensor>,
-        augment_labels: Option<&Tensor>,
-        train: bool,
-    ) -> Tensor {
+    /// F(x; c_noise) f32 [B,out_channels,H,W], computed in the type of `p`.
+    pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
         match self {
-            Self::Song(net) => net.forward(p, x, c_noise, labels, augment_labels, train),
-            Self::Adm(net) => net.forward(p, x, c_noise, labels, augment_labels, train),
+            Self::Song(net) => net.forward(p, inputs),
+            Self::Adm(net) => net.forward(p, inputs),
         }
     }
 }

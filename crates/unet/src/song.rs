@@ -5,6 +5,7 @@ use crate::blocks::{
     UNetBlock,
 };
 use crate::config::{Decoder, DecoderAttention, Embedding, Encoder, Heads, ImageShape, Resolution, SongUNetConfig};
+use crate::network::Inputs;
 use lcsc_torch::{Init, LayoutBuilder, ParamLayout, Params, Tensor};
 
 const INIT: LayerInit = LayerInit::Xavier(1.0);
@@ -67,22 +68,10 @@ impl SongUNet {
         (net, std::mem::take(b).finish())
     }
 
-    /// F(x; c_noise): x [B,C,H,W] and c_noise [B] f32, labels one-hot [B,label_dim], augmentation labels [B,augment_dim]
-    /// → f32 [B,out_channels,H,W]. Computes in the type of `p`. Without labels a conditional network sees zeros.
-    ///
-    /// `train` turns dropout on; its masks come from torch's global generator.
-    pub fn forward(
-        &self,
-        p: &Params,
-        x: &Tensor,
-        c_noise: &Tensor,
-        labels: Option<&Tensor>,
-        augment_labels: Option<&Tensor>,
-        train: bool,
-    ) -> Tensor {
-        let kind = p.kind();
-        let emb = self.embed(p, c_noise, labels, augment_labels, train);
-        let mut x = x.to_kind(kind);
+    /// F(x; c_noise) f32 [B,out_channels,H,W], computed in the type of `p`.
+    pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
+        let (emb, train) = (self.embed(p, inputs), inputs.train);
+        let mut x = inputs.x.to_kind(p.kind());
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.enc.len());
         let mut aux = x.shallow_clone();
         for layer in &self.enc {
@@ -127,21 +116,14 @@ impl SongUNet {
     }
 
     /// The embedding vector [B,E] of noise level, class and augmentation.
-    fn embed(
-        &self,
-        p: &Params,
-        c_noise: &Tensor,
-        labels: Option<&Tensor>,
-        augment_labels: Option<&Tensor>,
-        train: bool,
-    ) -> Tensor {
+    fn embed(&self, p: &Params, inputs: &Inputs) -> Tensor {
         let kind = p.kind();
-        let mut emb = self.map_noise.forward(p, c_noise).to_kind(kind);
+        let mut emb = self.map_noise.forward(p, inputs.c_noise).to_kind(kind);
         if let Some(map) = &self.map_label {
-            let one_hot = seen_labels(labels, (c_noise.size()[0], map.in_features), c_noise, train, self.label_dropout);
+            let one_hot = inputs.seen_labels(map.in_features, self.label_dropout);
             emb = emb + map.forward(p, &(one_hot.to_kind(kind) * (map.in_features as f64).sqrt()));
         }
-        if let (Some(map), Some(labels)) = (&self.map_augment, augment_labels) {
+        if let (Some(map), Some(labels)) = (&self.map_augment, inputs.augment_labels) {
             emb = emb + map.forward(p, &labels.to_kind(kind));
         }
         let emb = self.map_layer0.forward(p, &emb).silu();
@@ -161,24 +143,6 @@ fn block_options(config: &SongUNetConfig) -> BlockOptions<'_> {
         norm: NormOptions::SONG,
         inits: Inits { layer: INIT, attention: LayerInit::Xavier(0.2f64.sqrt()), last: INIT_LAST },
     }
-}
-
-/// One-hot classes f32 [B,label_dim] as the network sees them: zeros without labels; in training each image's are hidden
-/// with probability `dropout`, for classifier-free guidance.
-pub(crate) fn seen_labels(
-    labels: Option<&Tensor>,
-    shape: (i64, i64),
-    c_noise: &Tensor,
-    train: bool,
-    dropout: f64,
-) -> Tensor {
-    let float = (lcsc_torch::Kind::Float, c_noise.device());
-    let one_hot = labels.map_or_else(|| Tensor::zeros([shape.0, shape.1], float), |l| l.to_kind(float.0));
-    if train && dropout > 0.0 {
-        let keep = Tensor::rand([shape.0, 1], float).ge(dropout);
-        return one_hot * keep.to_kind(float.0);
-    }
-    one_hot
 }
 
 /// The encoder's layers, and the channels of each skip connection.
@@ -294,11 +258,19 @@ mod tests {
 
     const CIFAR: ImageShape = ImageShape { channels: 3, resolution: 32, label_dim: 0 };
 
+    /// Images without labels.
+    fn alone<'a>(x: &'a Tensor, c_noise: &'a Tensor, train: bool) -> Inputs<'a> {
+        Inputs { x, c_noise, labels: None, augment_labels: None, train }
+    }
+
     #[test]
     fn presets_have_the_published_sizes() {
         // 55.7 M: the unconditional DDPM++ with EDM's nine augmentation labels.
         let config = SongUNetConfig { augment_dim: 9, ..SongUNetConfig::ddpmpp_cifar10() };
         assert_eq!(SongUNet::new(&config, CIFAR, 3).1.numel(), 55_733_891);
+        assert_eq!(SongUNet::new(&SongUNetConfig::ncsnpp_cifar10(), CIFAR, 3).1.numel(), 56_395_523);
+        // Ho et al. 2020, appendix B: 35.7 M.
+        assert_eq!(SongUNet::new(&SongUNetConfig::ddpm_cifar10(), CIFAR, 3).1.numel(), 35_746_307);
         assert_eq!(
             SongUNet::new(&SongUNetConfig::tiny(), ImageShape { channels: 1, resolution: 8, label_dim: 0 }, 1)
                 .1
@@ -330,14 +302,9 @@ mod tests {
             let cpu = (Kind::Float, Device::Cpu);
             let x = latents(0, Stream::Noise, 0, 2, [3, 16, 16], Device::Cpu).unwrap();
             let labels = Tensor::eye(5, cpu).narrow(0, 0, 2);
-            let out = net.forward(
-                &params,
-                &x,
-                &Tensor::from_slice(&[0.3f32, -1.0]),
-                Some(&labels),
-                Some(&Tensor::ones([2, 2], cpu)),
-                false,
-            );
+            let c_noise = Tensor::from_slice(&[0.3f32, -1.0]);
+            let (labels, augment_labels) = (Some(&labels), Some(&Tensor::ones([2, 2], cpu)));
+            let out = net.forward(&params, &Inputs { x: &x, c_noise: &c_noise, labels, augment_labels, train: false });
             assert_eq!(out.size(), x.size());
             let grad = Tensor::run_backward(&[out.square().sum(Kind::Float)], &[&theta], false, false).remove(0);
             for (spec, piece) in layout
@@ -365,7 +332,7 @@ mod tests {
         let x = latents(0, Stream::Noise, 0, 2, [3, 8, 8], Device::Cpu).unwrap();
         let run = |kind| {
             let params = layout.views(&theta.to_kind(kind), &weights.buffers).unwrap();
-            net.forward(&params, &x, &Tensor::from_slice(&[0.3f32, -1.0]), None, None, false)
+            net.forward(&params, &alone(&x, &Tensor::from_slice(&[0.3f32, -1.0]), false))
         };
         let (exact, rough) = (run(Kind::Float), run(Kind::BFloat16));
         assert_eq!(rough.kind(), Kind::Float);
@@ -383,7 +350,7 @@ mod tests {
         let x = latents(0, Stream::Noise, 0, 2, [1, 8, 8], Device::Cpu).unwrap();
         let run = |seed, train| {
             seed_torch(seed, Stream::Dropout, 0);
-            net.forward(&params, &x, &Tensor::zeros([2], (Kind::Float, Device::Cpu)), None, None, train)
+            net.forward(&params, &alone(&x, &Tensor::zeros([2], (Kind::Float, Device::Cpu)), train))
         };
         assert!(run(1, true).equal(&run(1, true)));
         assert!(!run(1, true).equal(&run(2, true)));

@@ -7,8 +7,8 @@ use lcsc_diffusion::{
 };
 use lcsc_torch::{Device, Precision, Tensor, TensorSpec, Weights};
 use lcsc_unet::{
-    Decoder, DhariwalUNetConfig, Embedding, Encoder, ImageShape, Network, NetworkConfig, Resolution, SongUNetConfig,
-    openai_counterparts, openai_heads,
+    Decoder, DhariwalUNetConfig, Embedding, Encoder, ImageShape, Inputs, Network, NetworkConfig, Resolution,
+    SongUNetConfig, openai_counterparts, openai_heads,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -243,7 +243,8 @@ impl Described {
     fn raw(&self, x: &Tensor, c_noise: &Tensor, labels: Option<&Tensor>) -> Outcome<Tensor> {
         let (net, layout) = Network::new(&self.network, self.model.image, self.model.image.channels);
         let weights = self.weights("")?;
-        Ok(net.forward(&layout.views(&weights.theta, &weights.buffers)?, x, c_noise, labels, None, false))
+        let inputs = Inputs { x, c_noise, labels, augment_labels: None, train: false };
+        Ok(net.forward(&layout.views(&weights.theta, &weights.buffers)?, &inputs))
     }
 }
 
