@@ -15,7 +15,7 @@ for seed in 0 1 2; do
   $lcsc -q search "$cm" --compare $methods --seconds 20
   $lcsc -q search "$cm" --prefix 0.05,0.1,0.25,0.5,1 --seconds 20
   $lcsc -q search "$dm" --compare $methods --seconds 40
-  $lcsc -q search "$dm" --nfe 5,9,15,35 --seconds 40
+  $lcsc -q search "$dm" --nfe 5,9,15,35 --seconds 40 --set search.checkpoints=16 --set search.report_seeds=1
 done
 if [ $# -gt 0 ]; then
   cifar=runs/cifar10-8x8

@@ -235,7 +235,7 @@ fn weights_of_another_network_and_guidance_without_label_dropout() {
     };
     assert_eq!(check(&[]).status, Some(0));
     let message = check(&["model.song.num_blocks=2"]).message();
-    assert!(message.contains("stage[0].start.weights.path") && message.contains("has no tensor"), "{message}");
+    assert!(message.contains("stage[0].start.weights.path") && message.contains("has shape"), "{message}");
     let message = check(&["preconditioning={ vp = {} }", "stage.0.objective={ ddpm = {} }"]).message();
     assert!(message.contains("was trained with preconditioning Edm"), "{message}");
     let message = check(&["sampler.heun.guidance=1.5"]).message();

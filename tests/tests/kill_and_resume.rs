@@ -27,11 +27,12 @@ tick_nimg = 32
 state_minutes = 0.0
 
 [[stage]]
-name = "ect"
+name = "cd"
 start.stage = { name = "edm" }
 nimg = 512
 batch = 32
-objective.ect = { q = 4.0, stage_every_nimg = 128 }
+teacher.stage = { name = "edm" }
+objective.cd = { target_ema = 0.9, teacher_dropout = 0.1, grid.sigma_max = 20.0 }
 optimizer.radam = { lr = 5e-4 }
 dropout = 0.1
 ema = [{ half_life = { nimg = 200 } }, { power = { sigma_rel = 0.1 } }]

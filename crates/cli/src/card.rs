@@ -4,15 +4,16 @@ use crate::config::Config;
 use lcsc_data::DataConfig;
 use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
-use lcsc_torch::{Device, Error, Precision, Result, SafeFile, Weights, load_weights};
+use lcsc_torch::{Device, Error, Invalid, Precision, Result, SafeFile, Weights, load_weights};
 use lcsc_trajectory::METADATA;
 use lcsc_unet::{ImageShape, NetworkConfig};
 use miette::IntoDiagnostic;
 use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
 use std::path::Path;
 
 /// The version of this metadata.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The JSON in the metadata entry `lcsc` of weights files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,45 +71,81 @@ impl Card {
 /// It cannot be read, tells nothing about itself, is of another format, or does not fit its own card.
 pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights)> {
     let file = SafeFile::open(path).into_diagnostic()?;
-    let text = file.metadata(METADATA).into_diagnostic()?;
-    let unfit = |what: String| miette::miette!("{}: {what}", path.display());
-    let card: Card = serde_json::from_str(text)
-        .map_err(|e| unfit(format!("is no weights file of this program (metadata entry `{METADATA}`: {e})")))?;
-    if card.format != FORMAT {
-        return Err(unfit(format!("has format {}, this program reads {FORMAT}", card.format)));
-    }
+    let card = read(path, file.metadata(METADATA).into_diagnostic()?).into_diagnostic()?;
     let model = card.model();
     let weights = load_weights(&model.layout, &file, device).into_diagnostic()?;
     Ok((card, model, weights))
 }
 
-/// Whether a file holds weights for this network; where it tells of its preconditioning, for that too.
+/// The card in the metadata entry of a file.
+fn read(path: &Path, text: &str) -> Result<Card> {
+    let unfit = |what: String| Error::file(path, what);
+    let no_card = |e| unfit(format!("is no weights file of this program (metadata entry `{METADATA}`: {e})"));
+    // The format first: it says whether the rest can be understood.
+    let value: serde_json::Value = serde_json::from_str(text).map_err(no_card)?;
+    if let Some(format) = value["format"].as_u64().filter(|&f| f != u64::from(FORMAT)) {
+        return Err(unfit(format!("has format {format}, this program reads {FORMAT}")));
+    }
+    serde_json::from_value(value).map_err(no_card)
+}
+
+/// Whether a file holds weights for this network; where it tells what it was trained as, for the same kind.
 ///
 /// # Errors
 /// It does not, with what differs.
 pub fn check(path: &Path, config: &Config, model: &Model) -> Result<()> {
     let file = SafeFile::open(path)?;
     file.check(&model.layout)?;
-    let card = file.metadata(METADATA).ok().and_then(|text| serde_json::from_str::<Card>(text).ok());
-    match card {
-        Some(card) if card.preconditioning != config.preconditioning => {
-            let (found, expected) = (&card.preconditioning, &config.preconditioning);
-            Err(Error::file(path, format!("was trained with preconditioning {found:?}, this run has {expected:?}")))
-        }
-        Some(_) | None => Ok(()),
+    let Ok(text) = file.metadata(METADATA) else { return Ok(()) };
+    let card = read(path, text)?;
+    let differs = |what: &str, found: &dyn Debug, expected: &dyn Debug| {
+        Err(Error::file(path, format!("was trained with {what} {found:?}, this run has {expected:?}")))
+    };
+    if card.preconditioning != config.preconditioning {
+        return differs("preconditioning", &card.preconditioning, &config.preconditioning);
     }
+    let (found, expected) = (card.network.without_dropout(), config.model.without_dropout());
+    if found != expected {
+        return differs("network", &found, &expected);
+    }
+    if card.image != model.image {
+        return differs("images", &card.image, &model.image);
+    }
+    Ok(())
 }
 
 /// The sampler given on the command line as TOML, else the card's own.
 ///
 /// # Errors
-/// It is no sampler, or cannot work.
-pub fn sampler(card: &Card, given: Option<&str>) -> miette::Result<SamplerConfig> {
-    let Some(text) = given else { return Ok(card.sampler.clone()) };
-    let sampler: SamplerConfig = toml::from_str(text)
-        .map_err(|e| miette::miette!("--sampler {text}: {}; expected e.g. `heun = {{ steps = 9 }}`", e.message()))?;
-    match sampler.validate().first() {
+/// It is no sampler, or cannot work with this model.
+pub fn sampler(card: &Card, model: &Model, given: Option<&str>) -> miette::Result<SamplerConfig> {
+    let (sampler, source) = match given {
+        None => (card.sampler.clone(), "the sampler of the weights file".to_string()),
+        Some(text) => {
+            let sampler = toml::from_str(text).map_err(|e| {
+                miette::miette!("--sampler {text}: {}; expected e.g. `heun = {{ steps = 9 }}`", e.message())
+            })?;
+            (sampler, format!("--sampler {text}"))
+        }
+    };
+    let problems = sampler.validate();
+    match problems.into_iter().next().or_else(|| misfit(&sampler, &card.network, model)) {
         None => Ok(sampler),
-        Some(problem) => Err(miette::miette!("--sampler {text}: {} {}", problem.key, problem.message)),
+        Some(problem) => Err(miette::miette!("{source}: {} {}", problem.key, problem.message)),
     }
+}
+
+/// What about a valid sampler does not fit a model.
+pub fn misfit(sampler: &SamplerConfig, network: &NetworkConfig, model: &Model) -> Option<Invalid> {
+    if let Some(w) = sampler.guidance()
+        && (model.image.label_dim == 0 || network.label_dropout() == 0.0)
+    {
+        let message = format!(
+            "is {w}, but the network knows no images without a class: guidance needs a conditional model trained with \
+             model.{}.label_dropout above 0",
+            network.architecture()
+        );
+        return Some(Invalid::new(format!("{}.guidance", sampler.name()), message));
+    }
+    sampler.misfit(&model.preconditioning)
 }

@@ -148,6 +148,10 @@ fn check_stages(config: &Config, problems: &mut Vec<Problem>) {
         let place = format!("model.{architecture}.augment_dim");
         problems.push(Problem::warning(place, message).help("set it to 0, or data.augment to a probability"));
     }
+    if config.data.augment.is_some() && config.data.xflip {
+        let message = "mirrors images that the network is told are not: data.augment mirrors by itself";
+        problems.push(Problem::warning("data.xflip", message).help("leave it out"));
+    }
     for (i, stage) in config.stage.iter().enumerate() {
         let earlier = &config.stage[..i];
         if earlier.iter().any(|s| s.name == stage.name) {
@@ -157,6 +161,12 @@ fn check_stages(config: &Config, problems: &mut Vec<Problem>) {
             problems.extend(source.as_ref().and_then(|s| check_source(&format!("stage[{i}].{key}"), s, earlier)));
         }
         check_objective(i, stage, config, problems);
+        if let Some(Start::Stage { name, .. }) = &stage.teacher
+            && earlier.iter().any(|s| s.name == *name && s.objective.is_consistency())
+        {
+            let message = format!("stage `{name}` trains a consistency model, expected a diffusion model");
+            problems.push(Problem::error(format!("stage[{i}].teacher.stage.name"), message));
+        }
         if matches!(stage.objective, ObjectiveConfig::Ect(_)) && stage.start.is_none() {
             let message = "consistency tuning from fresh weights: ECT is made to start from a diffusion model";
             let help = "add start.stage = { name = \"…\" } or start.weights = { path = \"…\" }";
@@ -229,10 +239,17 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
                     search.tracks, and a wider search.window";
         problems.push(Problem::error(format!("stage[{i}].trajectory"), message).help(help));
     }
-    let consistent = match stage.objective {
-        ObjectiveConfig::Edm(_) | ObjectiveConfig::Ddpm(_) => false,
-        ObjectiveConfig::Cd(_) | ObjectiveConfig::Ct(_) | ObjectiveConfig::Ict(_) | ObjectiveConfig::Ect(_) => true,
-    };
+    let consistent = stage.objective.is_consistency();
+    if let (Some(grid), SamplerConfig::Consistency(sampler)) = (stage.objective.grid(), &config.sampler) {
+        for (key, asked, trained) in
+            [("sigma_min", sampler.sigma_min, grid.sigma_min), ("sigma_max", sampler.sigma_max, grid.sigma_max)]
+        {
+            if asked != trained {
+                let message = format!("is {asked}, but stage `{}` trains with {key} = {trained}", stage.name);
+                problems.push(Problem::warning(format!("sampler.consistency.{key}"), message));
+            }
+        }
+    }
     let one_step = matches!(config.sampler, SamplerConfig::Consistency(_));
     if consistent != one_step {
         let message = if one_step {
@@ -244,8 +261,8 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Weights files that do not fit the network; asked of a config without errors.
-pub fn check_files(config: &Config, image: ImageShape, problems: &mut Vec<Problem>) {
+/// Weights files and a sampler that do not fit the network; asked of a config without errors.
+pub fn check_fit(config: &Config, image: ImageShape, problems: &mut Vec<Problem>) {
     for (i, stage) in config.stage.iter().enumerate() {
         for (key, source) in [("start", &stage.start), ("teacher", &stage.teacher)] {
             if let Some(Start::Weights { path }) = source
@@ -255,15 +272,9 @@ pub fn check_files(config: &Config, image: ImageShape, problems: &mut Vec<Proble
             }
         }
     }
-    if let Some(w) = config.sampler.guidance()
-        && (image.label_dim == 0 || config.model.label_dropout() == 0.0)
-    {
-        let message = format!(
-            "is {w}, but the network knows no images without a class: guidance needs a conditional model trained with \
-             model.{}.label_dropout above 0",
-            config.model.architecture()
-        );
-        problems.push(Problem::error(format!("sampler.{}.guidance", config.sampler.name()), message));
+    if let Some(stage) = config.stage.last() {
+        let misfit = card::misfit(&config.sampler, &config.model, &config.model(stage, image));
+        problems.extend(misfit.map(|i| Problem::error(format!("sampler.{}", i.key), i.message)));
     }
 }
 

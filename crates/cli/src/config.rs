@@ -5,14 +5,14 @@ use crate::document::Document;
 use crate::problems::{Problem, Report};
 use crate::read_config::read_config;
 use lcsc_data::{DataConfig, DataInfo};
-use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
+use lcsc_diffusion::{DistanceConfig, Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
 use lcsc_search::SearchConfig;
 use lcsc_torch::{Device, DeviceChoice, Precision};
-use lcsc_train::StageConfig;
+use lcsc_train::{StageConfig, Start};
 use lcsc_trajectory::Memory;
 use lcsc_unet::{ImageShape, NetworkConfig};
-use miette::IntoDiagnostic;
+use miette::{IntoDiagnostic, WrapErr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -109,6 +109,29 @@ impl Config {
         }
     }
 
+    /// BLAKE3 of the files that every sitting of the training reads: teachers and the weights of LPIPS.
+    fn files_hashes(&self) -> miette::Result<Vec<String>> {
+        let mut hashes = Vec::new();
+        for stage in &self.stage {
+            let teacher = stage.teacher.iter().filter_map(|source| match source {
+                Start::Weights { path } => Some(path),
+                Start::Stage { .. } => None,
+            });
+            let lpips = stage.objective.distance().into_iter().filter_map(|distance| match distance {
+                DistanceConfig::Lpips(c) => Some(&c.weights),
+                DistanceConfig::L1 | DistanceConfig::L2 | DistanceConfig::Huber { .. } => None,
+            });
+            for path in teacher.chain(lpips) {
+                let mut hasher = blake3::Hasher::new();
+                let unread = || format!("cannot read {}", path.display());
+                let file = std::fs::File::open(path).into_diagnostic().wrap_err_with(unread)?;
+                hasher.update_reader(file).into_diagnostic().wrap_err_with(unread)?;
+                hashes.push(hasher.finalize().to_hex().to_string());
+            }
+        }
+        Ok(hashes)
+    }
+
     /// BLAKE3 of all that training depends on: a run is only resumed under the same.
     pub fn training_hash(&self, data_hash: &str) -> miette::Result<String> {
         let mut stages = self.stage.clone();
@@ -122,7 +145,7 @@ impl Config {
         }
         let data = (data_hash, self.data.xflip, self.data.augment);
         let network = (&self.model, &self.preconditioning, self.precision);
-        let depends = (self.seed, data, self.conditional, network, stages);
+        let depends = (self.seed, data, self.conditional, network, stages, self.files_hashes()?);
         Ok(blake3::hash(&serde_json::to_vec(&depends).into_diagnostic()?).to_hex().to_string())
     }
 }
@@ -160,7 +183,7 @@ pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
     {
         let image = config.image(data);
         problems.extend(check::check_groups(config, image));
-        check::check_files(config, image, &mut problems);
+        check::check_fit(config, image, &mut problems);
     }
     problems.sort_by_key(|problem| problem.span(document).map_or(usize::MAX, |span| span.start));
     (config.zip(data).map(|(config, data)| Loaded { config, data }), problems)

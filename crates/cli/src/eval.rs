@@ -13,7 +13,7 @@ pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
     }
     let device = session::machine(args.machine.device, args.machine.threads)?;
     let (card, model, weights) = card::open(&args.weights, device)?;
-    let sampler = card::sampler(&card, args.sampler.as_deref())?;
+    let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
     let mut config = card.data.clone();
     if let Some(source) = &args.data {
         config.source.clone_from(source);

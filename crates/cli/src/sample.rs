@@ -52,7 +52,7 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     }
     let device = session::machine(args.machine.device, args.machine.threads)?;
     let (card, model, weights) = card::open(&args.weights, device)?;
-    let sampler = card::sampler(&card, args.sampler.as_deref())?;
+    let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
     output.prepare().into_diagnostic()?;
     let bar = ui::bar(args.n, "images");
     let images = catch("sampling", || {

@@ -178,10 +178,10 @@ impl ConsistencyGrid {
         if !(0.0 < sigma_min && sigma_min < sigma_max && sigma_max.is_finite()) {
             let message = format!("is {sigma_min}, expected more than 0 and less than sigma_max = {sigma_max}");
             found.push(Invalid::new("grid.sigma_min", message));
-        } else if rho <= 0.0 {
-            found.push(Invalid::new("grid.rho", format!("is {rho}, expected more than 0")));
+        } else if rho < 1.0 {
+            found.push(Invalid::new("grid.rho", format!("is {rho}, expected at least 1")));
         } else {
-            // The relative gap between the highest levels is the smallest for ρ ≥ 1.
+            // The relative gap between the highest levels is the smallest.
             let step = (1.0 - (sigma_min / sigma_max).powf(1.0 / rho)) / num_scales.saturating_sub(1).max(1) as f64;
             let gap = 1.0 - (1.0 - step).powf(rho);
             if gap < FINEST_DECAY {
@@ -250,10 +250,10 @@ impl IctConfig {
 
     /// The probability of each interval of a rising grid: that of a normal ln σ within it.
     pub(crate) fn probabilities(&self, rising: &[f64]) -> Vec<f64> {
-        let ends: Vec<f32> =
-            rising.iter().map(|s| ((s.ln() - self.p_mean) / (2f64.sqrt() * self.p_std)) as f32).collect();
-        let erf = Vec::<f64>::try_from(Tensor::from_slice(&ends).to_kind(tch::Kind::Double).erf()).unwrap_or_default();
-        let weights: Vec<f64> = erf.windows(2).map(|w| (w[1] - w[0]).max(0.0)).collect();
+        let ends: Vec<f64> = rising.iter().map(|s| (s.ln() - self.p_mean) / (2f64.sqrt() * self.p_std)).collect();
+        let erf = Tensor::from_slice(&ends).erf();
+        let weights = (1..rising.len() as i64).map(|i| (erf.double_value(&[i]) - erf.double_value(&[i - 1])).max(0.0));
+        let weights: Vec<f64> = weights.collect();
         let sum: f64 = weights.iter().sum();
         weights.iter().map(|w| w / sum).collect()
     }

@@ -3,7 +3,7 @@
 use crate::distance::per_image;
 use crate::model::Denoiser;
 use crate::precond::{Preconditioning, SIGMA_DATA};
-use lcsc_torch::{Kind, Tensor};
+use lcsc_torch::{Kind, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,14 +24,17 @@ impl Default for EdmConfig {
 }
 
 /// DDPM's simple loss (Ho et al. 2020, eq. 14): noise levels are those of time steps drawn evenly from the schedule of the
-/// preconditioning, which must be `vp`, `ddpm` or `iddpm`.
+/// preconditioning, any but `edm`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DdpmConfig {}
 
 impl Preconditioning {
     /// σ f32 [B] of training, for u f64 [B] uniform in [0,1).
-    pub(crate) fn training_sigma(&self, u: &Tensor) -> Tensor {
+    ///
+    /// # Errors
+    /// The preconditioning has no schedule of its own.
+    pub(crate) fn training_sigma(&self, u: &Tensor) -> Result<Tensor> {
         let sigma = match self {
             Self::Vp(schedule) => {
                 let c = &schedule.0;
@@ -45,9 +48,9 @@ impl Preconditioning {
             }
             // Evenly in ln σ, as Song et al. train it.
             Self::Ve(c) => (u * (c.sigma_max / c.sigma_min).ln()).exp() * c.sigma_min,
-            Self::Edm(_) => u.ones_like(),
+            Self::Edm(_) => bail!("EDM's preconditioning has no noise schedule to draw time steps from"),
         };
-        sigma.to_kind(Kind::Float)
+        Ok(sigma.to_kind(Kind::Float))
     }
 }
 
@@ -118,7 +121,7 @@ mod tests {
     fn time_steps_are_drawn_evenly() {
         let ddpm = Preconditioning::new(&PreconditioningConfig::Ddpm(DdpmPreconditioning::default()));
         let u = Tensor::from_slice(&[0.0, 0.4999, 0.99999]);
-        let steps: Vec<f64> = Vec::<f32>::try_from(ddpm.training_sigma(&u))
+        let steps: Vec<f64> = Vec::<f32>::try_from(ddpm.training_sigma(&u).unwrap())
             .unwrap()
             .iter()
             .map(|&s| 1000.0 * ddpm.time(s.into()))
@@ -127,7 +130,7 @@ mod tests {
             assert!((found - expected).abs() < 1e-2, "{steps:?}");
         }
         let vp = Preconditioning::new(&PreconditioningConfig::Vp(VpPreconditioning::default()));
-        let sigma = Vec::<f32>::try_from(vp.training_sigma(&u)).unwrap();
+        let sigma = Vec::<f32>::try_from(vp.training_sigma(&u).unwrap()).unwrap();
         assert!((vp.time(sigma[0].into()) - 1.0).abs() < 1e-6 && (vp.time(sigma[1].into()) - 0.5001).abs() < 1e-5);
     }
 }

@@ -31,7 +31,7 @@ impl Spacing {
     /// n noise levels from σ_max down to σ_min, both within what the network is for, rounded to what it can be told.
     pub(crate) fn sigmas(self, n: usize, sigma_min: f64, sigma_max: f64, network: &Preconditioning) -> Vec<f64> {
         let (lowest, highest) = network.sigma_range();
-        let (from, to) = (sigma_max.min(highest), sigma_min.max(lowest));
+        let (from, to) = (sigma_max.clamp(lowest, highest), sigma_min.clamp(lowest, highest));
         let along = |transform: &dyn Fn(f64) -> f64, inverse: &dyn Fn(f64) -> f64| {
             let (a, b) = (transform(from), transform(to));
             let last = n.saturating_sub(1).max(1) as f64;

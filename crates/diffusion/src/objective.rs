@@ -1,6 +1,6 @@
 //! What a stage trains for.
 
-use crate::consistency::{CdConfig, CtConfig, IctConfig, consistency_loss, teacher_step};
+use crate::consistency::{CdConfig, ConsistencyGrid, CtConfig, IctConfig, consistency_loss, teacher_step};
 use crate::denoising::{DdpmConfig, EdmConfig, ddpm_loss, edm_loss, sigma_data};
 use crate::distance::{Distance, DistanceConfig};
 use crate::ect::{EctConfig, ect_loss};
@@ -76,6 +76,24 @@ impl ObjectiveConfig {
             Self::Ct(_) => "ct",
             Self::Ict(_) => "ict",
             Self::Ect(_) => "ect",
+        }
+    }
+
+    /// Whether it trains a consistency model; else a diffusion model.
+    pub fn is_consistency(&self) -> bool {
+        match self {
+            Self::Edm(_) | Self::Ddpm(_) => false,
+            Self::Cd(_) | Self::Ct(_) | Self::Ict(_) | Self::Ect(_) => true,
+        }
+    }
+
+    /// The noise levels between which it asks for consistency, where they are a grid.
+    pub fn grid(&self) -> Option<&ConsistencyGrid> {
+        match self {
+            Self::Cd(c) => Some(&c.grid),
+            Self::Ct(c) => Some(&c.grid),
+            Self::Ict(c) => Some(&c.grid),
+            Self::Edm(_) | Self::Ddpm(_) | Self::Ect(_) => None,
         }
     }
 
@@ -175,7 +193,7 @@ impl Objective {
                 Ok(edm_loss(plain, y, &sigma, &noise, sigma_data(nets.online)))
             }
             ObjectiveConfig::Ddpm(DdpmConfig {}) => {
-                let (sigma, noise) = (nets.online.model().preconditioning.training_sigma(&uniform()), y.randn_like());
+                let (sigma, noise) = (nets.online.model().preconditioning.training_sigma(&uniform())?, y.randn_like());
                 Ok(ddpm_loss(plain, y, &sigma, &noise))
             }
             ObjectiveConfig::Ect(c) => {

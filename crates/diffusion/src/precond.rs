@@ -227,7 +227,7 @@ impl Preconditioning {
         }
     }
 
-    /// The coefficients at σ f32 [B]. Boundary scalings are EDM's, whatever the preconditioning.
+    /// The coefficients at σ f32 [B]. Boundary scalings are for EDM's preconditioning: no other has a boundary condition.
     pub fn coefficients(&self, sigma: &Tensor, scalings: Scalings) -> Coefficients {
         let s = sigma.reshape([-1, 1, 1, 1]);
         match self {

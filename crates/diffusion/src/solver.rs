@@ -4,7 +4,7 @@
 use crate::grid::Spacing;
 use crate::precond::Preconditioning;
 use crate::sampler::{ConsistencyConfig, DpmConfig, OdeConfig, SamplerConfig};
-use lcsc_torch::{Kind, Tensor};
+use lcsc_torch::{Invalid, Kind, Tensor};
 use std::convert::Infallible;
 
 /// What a sampler made.
@@ -30,6 +30,27 @@ pub fn sample(
     let solver = Solver::new(config, network);
     let Ok(samples) = solver.try_sample(latents, denoise, |i| Ok::<_, Infallible>(noise(i)));
     samples
+}
+
+impl SamplerConfig {
+    /// What about it does not fit a network: noise levels that must fall strictly, and the conditions of guidance and of
+    /// consistency sampling. For a sampler that is valid by itself.
+    pub fn misfit(&self, network: &Preconditioning) -> Option<Invalid> {
+        let (name, steps) = (self.name(), self.steps());
+        if let (Self::Consistency(_), false) = (self, matches!(network, Preconditioning::Edm(_))) {
+            let message = "needs preconditioning edm: no other makes the model the identity at its lowest noise level";
+            return Some(Invalid::new(name, message));
+        }
+        let sigmas = Solver::new(self, network).sigmas;
+        let (lowest, highest) = network.sigma_range();
+        (!sigmas.windows(2).all(|w| w[0] > w[1])).then(|| {
+            let message = format!(
+                "is {steps}, but so many noise levels do not differ: this network knows those from {lowest:.4} to \
+                 {highest:.1}, at its own time steps; use fewer steps, or another spacing, sigma_min or sigma_max"
+            );
+            Invalid::new(format!("{name}.steps"), message)
+        })
+    }
 }
 
 /// Where a sampler stands: x_i [B,C,H,W], then the denoised images of the steps before that the next step needs, the
@@ -286,7 +307,7 @@ fn consistency_step<E>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::precond::PreconditioningConfig;
+    use crate::precond::{IddpmPreconditioning, PreconditioningConfig};
     use crate::sampler::{Churn, ConsistencyConfig, GridConfig};
     use lcsc_torch::{Device, Stream, latents};
 
@@ -308,7 +329,7 @@ mod tests {
 
     /// The error of DPM-Solver++ from σ = 10 to 0.1. A multistep method begins with the exact history: its first steps are
     /// of lower order.
-    fn dpm_error(order: usize, multistep: bool, steps: usize) -> f64 {
+    fn dpm_error(spacing: Spacing, order: usize, multistep: bool, steps: usize) -> f64 {
         let config = DpmConfig {
             steps,
             order,
@@ -316,6 +337,7 @@ mod tests {
             lower_order_final: false,
             sigma_min: 0.1,
             sigma_max: 10.0,
+            spacing,
             ..DpmConfig::default()
         };
         let (config, network) = (SamplerConfig::Dpmpp(config), edm());
@@ -364,14 +386,36 @@ mod tests {
 
     #[test]
     fn dpm_solvers_have_their_orders() {
-        for multistep in [true, false] {
+        for (multistep, spacing) in
+            [true, false].into_iter().flat_map(|m| [(m, Spacing::LogSnr), (m, Spacing::default())])
+        {
             for order in [1, 2, 3] {
                 // Coarse enough for errors to stay above the rounding of the network's f32 input.
                 let steps = [96, 48, 42][order - 1];
-                let slope = (dpm_error(order, multistep, steps) / dpm_error(order, multistep, 2 * steps)).log2();
-                assert!((slope - order as f64).abs() < 0.35, "order {order}, multistep {multistep}: slope {slope}");
+                let slope = (dpm_error(spacing, order, multistep, steps)
+                    / dpm_error(spacing, order, multistep, 2 * steps))
+                .log2();
+                assert!(
+                    (slope - order as f64).abs() < 0.35,
+                    "order {order}, multistep {multistep}, {spacing:?}: slope {slope}"
+                );
             }
         }
+    }
+
+    #[test]
+    fn more_noise_levels_than_time_steps_are_a_misfit() {
+        let iddpm = PreconditioningConfig::Iddpm(IddpmPreconditioning { m: 1000, ..Default::default() });
+        let iddpm = Preconditioning::new(&iddpm);
+        let dpm = |steps, sigma_min| SamplerConfig::Dpmpp(DpmConfig { steps, sigma_min, ..DpmConfig::default() });
+        assert_eq!(dpm(15, 0.01).misfit(&iddpm), None);
+        assert_eq!(dpm(60, 0.002).misfit(&iddpm).unwrap().key, "dpmpp.steps");
+        assert_eq!(dpm(60, 0.002).misfit(&edm()), None);
+        // Above all that the network knows.
+        let ddim = SamplerConfig::Ddim(GridConfig { sigma_min: 1e6, sigma_max: 1e7, ..GridConfig::default() });
+        assert_eq!(ddim.misfit(&iddpm).unwrap().key, "ddim.steps");
+        let consistency = SamplerConfig::Consistency(ConsistencyConfig::default());
+        assert_eq!(consistency.misfit(&iddpm).unwrap().key, "consistency");
     }
 
     #[test]

@@ -225,7 +225,9 @@ impl<'a> Trainer<'a> {
         let first = c.nimg_before + self.progress.nimg;
         let leaf = self.weights.theta.f_detach()?.f_set_requires_grad(true)?;
         let live = self.weights.with_theta(leaf);
-        let target = self.target.as_ref().map(|theta| self.weights.with_theta(theta.shallow_clone()));
+        let bind_target = |theta: &Tensor| c.model.bind(&self.weights.with_theta(theta.shallow_clone()));
+        let target = self.target.as_ref().map(bind_target).transpose()?;
+        let teacher = c.teacher.as_ref().map(|(model, weights)| model.bind(weights)).transpose()?;
         let mut total: Option<(Tensor, Tensor)> = None;
         for start in (first..first + c.stage.batch).step_by(round as usize) {
             let batch = c.data.batch(&mut self.sampler, start, round as usize, c.device)?;
@@ -241,8 +243,6 @@ impl<'a> Trainer<'a> {
                 steps: c.stage.steps(),
             };
             let online = c.model.bind(&live)?;
-            let target = target.as_ref().map(|weights| c.model.bind(weights)).transpose()?;
-            let teacher = c.teacher.as_ref().map(|(model, weights)| model.bind(weights)).transpose()?;
             let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
             let loss = self.objective.loss(&nets, &round).map_err(|e| self.in_step(e))?;
             let loss = loss.f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;

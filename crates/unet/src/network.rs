@@ -59,6 +59,14 @@ impl NetworkConfig {
         }
     }
 
+    /// The same network without dropout and label dropout, which weights do not depend on.
+    pub fn without_dropout(&self) -> Self {
+        match self {
+            Self::Song(c) => Self::Song(SongUNetConfig { dropout: 0.0, label_dropout: 0.0, ..c.clone() }),
+            Self::Adm(c) => Self::Adm(DhariwalUNetConfig { dropout: 0.0, label_dropout: 0.0, ..c.clone() }),
+        }
+    }
+
     /// Number of augmentation labels.
     pub fn augment_dim(&self) -> i64 {
         match self {

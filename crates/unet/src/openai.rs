@@ -1,5 +1,6 @@
-//! OpenAI's `UNetModel` (guided-diffusion, consistency_models) as an ADM network: what its tensors are called there, and
-//! how their values lie.
+//! OpenAI's `UNetModel` as an ADM network: what its tensors are called there, and how their values lie. For the weights of
+//! consistency_models: guided-diffusion and improved-diffusion have the same names, but by default another order of rows in
+//! their attention layers.
 
 use crate::adm::DhariwalUNetConfig;
 use crate::config::{Heads, ImageShape, Resolution};

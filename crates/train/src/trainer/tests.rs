@@ -118,6 +118,7 @@ fn a_stopped_stage_goes_on_bit_for_bit() {
     let ict = IctConfig { s_0: 10, s_1: 20, ..IctConfig::default() };
     for objective in [
         ObjectiveConfig::Edm(EdmConfig::default()),
+        ObjectiveConfig::Cd(CdConfig::default()),
         ObjectiveConfig::Cd(CdConfig { target_ema: 0.5, ..CdConfig::default() }),
         ObjectiveConfig::Ct(CtConfig::default()),
         ObjectiveConfig::Ict(ict),
