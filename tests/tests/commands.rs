@@ -81,7 +81,7 @@ fn the_summary_and_the_table_tell_the_same(run: &Path, table: &str) {
 
 fn weights_tell_where_they_come_from(run: &Path) {
     let merged = card(&run.join("merged.safetensors"));
-    assert_eq!((&merged["format"], &merged["run"]), (&1.into(), &"smoke".into()));
+    assert_eq!((&merged["format"], &merged["run"]), (&2.into(), &"smoke".into()));
     assert_eq!(merged["image"], serde_json::json!({ "channels": 1, "resolution": 8, "label_dim": 0 }));
     assert_eq!(merged["network"]["song"]["model_channels"], 8);
     assert_eq!((&merged["sampler"]["heun"]["steps"], &merged["data"]["source"]), (&3.into(), &"digits".into()));

@@ -42,6 +42,7 @@ state_minutes = 0.0
 
 [sampler.consistency]
 sigma_max = 20.0
+sigma_min = 0.002
 
 [search]
 images = 64
