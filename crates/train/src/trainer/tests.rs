@@ -1,7 +1,10 @@
 use super::*;
 use crate::Start;
 use lcsc_data::DataConfig;
-use lcsc_diffusion::{CdConfig, CtConfig, EctConfig, EdmConfig, IctConfig, ObjectiveConfig, PreconditioningConfig};
+use lcsc_diffusion::{
+    CdConfig, CtConfig, DdpmConfig, DdpmPreconditioning, EctConfig, EdmConfig, IctConfig, ObjectiveConfig,
+    PreconditioningConfig,
+};
 use lcsc_torch::{AdamConfig, OptimizerConfig, Precision};
 use lcsc_trajectory::{EmaConfig, Manifest, TrajectoryConfig};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
@@ -49,6 +52,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(&PreconditioningConfig::default())
+    }
+
+    fn with(preconditioning: &PreconditioningConfig) -> Self {
         set_cpu_threads(1);
         let temp = tempfile::tempdir().unwrap();
         let network = NetworkConfig::Song(SongUNetConfig { model_channels: 4, dropout: 0.2, ..SongUNetConfig::tiny() });
@@ -56,7 +63,7 @@ impl Bench {
         Self {
             run: RunFolder::create(temp.path()).unwrap(),
             _temp: temp,
-            model: Model::new(&network, &PreconditioningConfig::default(), image, Precision::F32),
+            model: Model::new(&network, preconditioning, image, Precision::F32),
             data: Dataset::open(&DataConfig { source: "digits".into(), ..Default::default() }, &ProgressBar::hidden())
                 .unwrap(),
             card: serde_json::json!({}),
@@ -124,12 +131,14 @@ fn a_stopped_stage_goes_on_bit_for_bit() {
         ObjectiveConfig::Ict(ict),
         ObjectiveConfig::Ect(EctConfig::default()),
     ] {
-        goes_on_bit_for_bit(&StageConfig { objective, ..stage() });
+        goes_on_bit_for_bit(&StageConfig { objective, ..stage() }, &PreconditioningConfig::default());
     }
+    let ddpm = StageConfig { objective: ObjectiveConfig::Ddpm(DdpmConfig {}), ..stage() };
+    goes_on_bit_for_bit(&ddpm, &PreconditioningConfig::Ddpm(DdpmPreconditioning::default()));
 }
 
-fn goes_on_bit_for_bit(stage: &StageConfig) {
-    let (whole, parts) = (Bench::new(), Bench::new());
+fn goes_on_bit_for_bit(stage: &StageConfig, preconditioning: &PreconditioningConfig) {
+    let (whole, parts) = (Bench::with(preconditioning), Bench::with(preconditioning));
     assert_eq!(whole.train(stage).unwrap(), Ended::Reached);
 
     let steps = Cell::new(0);
