@@ -71,14 +71,18 @@ impl Card {
 /// It cannot be read, tells nothing about itself, is of another format, or does not fit its own card.
 pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights)> {
     let file = SafeFile::open(path).into_diagnostic()?;
-    let card = read(path, file.metadata(METADATA).into_diagnostic()?).into_diagnostic()?;
+    let card = read(path, &file).into_diagnostic()?;
     let model = card.model();
     let weights = load_weights(&model.layout, &file, device).into_diagnostic()?;
     Ok((card, model, weights))
 }
 
 /// The card in the metadata entry of a file.
-fn read(path: &Path, text: &str) -> Result<Card> {
+///
+/// # Errors
+/// There is none, or it is of another format.
+pub fn read(path: &Path, file: &SafeFile) -> Result<Card> {
+    let text = file.metadata(METADATA)?;
     let unfit = |what: String| Error::file(path, what);
     let no_card = |e| unfit(format!("is no weights file of this program (metadata entry `{METADATA}`: {e})"));
     // The format first: it says whether the rest can be understood.
@@ -96,8 +100,10 @@ fn read(path: &Path, text: &str) -> Result<Card> {
 pub fn check(path: &Path, config: &Config, model: &Model) -> Result<()> {
     let file = SafeFile::open(path)?;
     file.check(&model.layout)?;
-    let Ok(text) = file.metadata(METADATA) else { return Ok(()) };
-    let card = read(path, text)?;
+    if file.metadata(METADATA).is_err() {
+        return Ok(()); // weights of another program
+    }
+    let card = read(path, &file)?;
     let differs = |what: &str, found: &dyn Debug, expected: &dyn Debug| {
         Err(Error::file(path, format!("was trained with {what} {found:?}, this run has {expected:?}")))
     };

@@ -1,7 +1,7 @@
 //! Coefficients on disk, and the weights files made from them.
 
 use crate::args::MergeArgs;
-use crate::card::Card;
+use crate::card::{self, Card};
 use crate::search::DEFAULT_NAME;
 use crate::{Ended, ui};
 use lcsc_diffusion::{Model, SamplerConfig};
@@ -97,9 +97,7 @@ pub fn command(args: &MergeArgs) -> miette::Result<Ended> {
         let checkpoints = coefficients.checkpoints(&run)?;
         let Some(first) = checkpoints.first() else { bail!("{}: lists no checkpoint", source.display()) };
         let path = run.trajectory().join(&first.file);
-        let card = SafeFile::open(&path)?;
-        let card: Card = serde_json::from_str(card.metadata(METADATA)?)
-            .map_err(|e| Error::file(&path, format!("metadata entry `{METADATA}`: {e}")))?;
+        let card = card::read(&path, &SafeFile::open(&path)?)?;
         let model = card.model();
         // From mapped files: merging once is not worth the memory of all.
         let memory = Memory { device: Device::Cpu, device_bytes: 0, host_bytes: 0 };

@@ -42,8 +42,8 @@ impl Preconditioning {
                 (t.square() * (0.5 * c.beta_d) + t * c.beta_min).expm1().sqrt()
             }
             Self::Ddpm(schedule) | Self::Iddpm(schedule) => {
-                let table = Tensor::from_slice(schedule.sigmas()).to(u.device());
-                let steps = schedule.sigmas().len() as i64;
+                let [table, _] = schedule.table(u.device());
+                let steps = table.numel() as i64;
                 table.index_select(0, &(u * steps as f64).floor().clamp(0.0, (steps - 1) as f64).to_kind(Kind::Int64))
             }
             // Evenly in ln σ, as Song et al. train it.

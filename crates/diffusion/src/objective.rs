@@ -87,14 +87,20 @@ impl ObjectiveConfig {
         }
     }
 
-    /// The noise levels between which it asks for consistency, where they are a grid.
-    pub fn grid(&self) -> Option<&ConsistencyGrid> {
+    /// The noise levels between which it asks for consistency and the distance that it asks it in, where they are a grid and
+    /// can be chosen.
+    fn grid_and_distance(&self) -> Option<(&ConsistencyGrid, &DistanceConfig)> {
         match self {
-            Self::Cd(c) => Some(&c.grid),
-            Self::Ct(c) => Some(&c.grid),
-            Self::Ict(c) => Some(&c.grid),
+            Self::Cd(c) => Some((&c.grid, &c.distance)),
+            Self::Ct(c) => Some((&c.grid, &c.distance)),
+            Self::Ict(c) => Some((&c.grid, &c.distance)),
             Self::Edm(_) | Self::Ddpm(_) | Self::Ect(_) => None,
         }
+    }
+
+    /// The noise levels between which it asks for consistency, where they are a grid.
+    pub fn grid(&self) -> Option<&ConsistencyGrid> {
+        self.grid_and_distance().map(|(grid, _)| grid)
     }
 
     /// Whether a stage needs a teacher.
@@ -122,12 +128,7 @@ impl ObjectiveConfig {
 
     /// The distance of the loss, where it can be chosen.
     pub fn distance(&self) -> Option<&DistanceConfig> {
-        match self {
-            Self::Cd(c) => Some(&c.distance),
-            Self::Ct(c) => Some(&c.distance),
-            Self::Ict(c) => Some(&c.distance),
-            Self::Edm(_) | Self::Ddpm(_) | Self::Ect(_) => None,
-        }
+        self.grid_and_distance().map(|(_, distance)| distance)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Noise schedules of networks that predict the noise: time steps and their σ = √((1−ᾱ)/ᾱ).
 
 use crate::precond::{DdpmPreconditioning, IddpmPreconditioning, VpPreconditioning};
-use lcsc_torch::{Kind, Tensor};
+use lcsc_torch::{Device, Kind, Tensor};
 use std::f64::consts::FRAC_PI_2;
+use std::sync::{Mutex, PoisonError};
 
 /// σ(t) = √(exp(½·β_d·t² + β_min·t) − 1) (Song et al. 2021; Karras et al. 2022, table 1).
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct DiscreteSchedule {
     sigmas: Vec<f64>,
     /// ln α = −½·ln(1+σ²) of each, falling.
     log_alphas: Vec<f64>,
+    /// σ and −ln α of each, f64 [2,M], on the device that asked last: the network asks at every call.
+    table: Mutex<Tensor>,
 }
 
 impl DiscreteSchedule {
@@ -59,8 +62,10 @@ impl DiscreteSchedule {
     }
 
     fn new(sigmas: Vec<f64>) -> Self {
-        let log_alphas = sigmas.iter().map(|&s| log_alpha(s)).collect();
-        Self { sigmas, log_alphas }
+        let log_alphas: Vec<f64> = sigmas.iter().map(|&s| log_alpha(s)).collect();
+        let rows: Vec<f64> = sigmas.iter().copied().chain(log_alphas.iter().map(|a| -a)).collect();
+        let table = Mutex::new(Tensor::from_slice(&rows).view([2, -1]));
+        Self { sigmas, log_alphas, table }
     }
 
     /// σ of the first and last time step.
@@ -68,9 +73,13 @@ impl DiscreteSchedule {
         (self.sigmas[0], self.sigmas[self.sigmas.len() - 1])
     }
 
-    /// σ of a time step.
-    pub(crate) fn sigmas(&self) -> &[f64] {
-        &self.sigmas
+    /// σ and −ln α of each time step, f64 [M] both, on a device.
+    pub(crate) fn table(&self, device: Device) -> [Tensor; 2] {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.device() != device {
+            *table = table.to(device);
+        }
+        [table.get(0), table.get(1)]
     }
 
     pub(crate) fn nearest(&self, sigma: f64) -> f64 {
@@ -96,16 +105,14 @@ impl DiscreteSchedule {
 
     /// The nearest time step of σ f32 [B], f32 [B].
     pub(crate) fn nearest_step(&self, sigma: &Tensor) -> Tensor {
-        let table = Tensor::from_slice(&self.sigmas).to_kind(Kind::Float).to(sigma.device());
+        let table = self.table(sigma.device())[0].to_kind(Kind::Float);
         let (sigma, table) = (sigma.reshape([-1, 1]), table.reshape([1, -1]));
         (sigma - table).abs().argmin(1i64, false).to_kind(Kind::Float)
     }
 
     /// The time step of σ f32 [B], between steps linear in ln α, f64 [B].
     pub(crate) fn interpolated_step(&self, sigma: &Tensor) -> Tensor {
-        // Rising, as the search wants it.
-        let table: Vec<f64> = self.log_alphas.iter().map(|a| -a).collect();
-        let table = Tensor::from_slice(&table).to(sigma.device());
+        let [_, table] = self.table(sigma.device());
         let x = sigma.flatten(0, -1).to_kind(Kind::Double).square().log1p() * 0.5;
         let last = self.sigmas.len() as i64 - 2;
         let i = (Tensor::bucketize(&x, &table, false, false) - 1).clamp(0, last);

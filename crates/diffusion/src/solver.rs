@@ -33,8 +33,8 @@ pub fn sample(
 }
 
 impl SamplerConfig {
-    /// What about it does not fit a network: noise levels that must fall strictly, and the conditions of guidance and of
-    /// consistency sampling. For a sampler that is valid by itself.
+    /// What about it does not fit a network: consistency sampling of one without boundary scalings, or noise levels that do
+    /// not fall strictly. For a sampler that is valid by itself.
     pub fn misfit(&self, network: &Preconditioning) -> Option<Invalid> {
         let (name, steps) = (self.name(), self.steps());
         if let (Self::Consistency(_), false) = (self, matches!(network, Preconditioning::Edm(_))) {

@@ -7,7 +7,7 @@ use super::results::Results;
 use super::{Plan, run_search};
 use crate::args::SearchArgs;
 use crate::session::Session;
-use crate::{Ended, ui};
+use crate::{Ended, card, ui};
 use lcsc_metrics::Suite;
 use lcsc_report::{columns, figure};
 use lcsc_search::{Groups, Label, MethodName, Outcome, Row, SearchConfig};
@@ -93,6 +93,11 @@ impl Study<'_> {
     fn nfe(&mut self, nfes: &[usize]) -> Result<Table> {
         let samplers = nfes.iter().map(|&nfe| self.session.config.sampler.with_nfe(nfe)).collect::<Result<Vec<_>>>()?;
         let material = Material::load(self.session, &self.plan(""))?;
+        for sampler in &samplers {
+            if let Some(misfit) = card::misfit(sampler, &self.session.config.model, &material.model) {
+                bail!("--nfe {}: {} {}", sampler.nfe(), misfit.key, misfit.message);
+            }
+        }
         let (mut lines, mut rows) = (Vec::new(), Vec::new());
         for sampler in samplers {
             let nfe = sampler.nfe();
