@@ -57,7 +57,7 @@ pub fn cache() -> &'static Path {
         let data = Dataset::open(&DataConfig::default(), &ProgressBar::hidden()).unwrap();
         let (images, labels, classes, hash) = (&data.images, data.labels.as_ref(), data.classes, data.hash.as_str());
         let real = RealImages { images, labels, classes, hash };
-        Suite::prepare(real, 0, Device::Cpu, Some(&folder), &|_, _, _| {}).unwrap();
+        Suite::prepare(real, None, 0, Device::Cpu, Some(&folder), &|_, _, _| {}).unwrap();
         folder
     });
     &CACHE

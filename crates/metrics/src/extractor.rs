@@ -1,10 +1,14 @@
 //! From images to features.
 
 use crate::featurenet::FeatureNet;
+use crate::inception::Inception;
+use crate::torchscript::TorchScript;
 use lcsc_torch::{Device, Kind, Result, Tensor, bail, to_float};
 
-/// Images that go through a network at once.
+/// Images that go through a small network at once.
 const CHUNK: i64 = 250;
+/// Images that go at once through a network that enlarges them.
+const LARGE_CHUNK: i64 = 50;
 /// The longest side of the images that [`Pixels`] compares.
 const PIXELS: i64 = 16;
 
@@ -15,6 +19,10 @@ pub enum Extractor {
     Classifier(FeatureNet),
     /// The same network at random weights, for images without labels.
     RandomConvolutions(FeatureNet),
+    /// The network of published FIDs.
+    Inception(Box<Inception>),
+    /// A module of the user's.
+    TorchScript(TorchScript),
     /// The pixels themselves.
     Pixels(Pixels),
 }
@@ -28,7 +36,7 @@ impl Extractor {
         self.check(images, Kind::Uint8)?;
         tch::no_grad(|| {
             let mut features = Vec::new();
-            for chunk in images.f_split(CHUNK, 0)? {
+            for chunk in images.f_split(self.chunk(), 0)? {
                 features.push(self.forward(&to_float(&chunk.f_to(self.device())?))?);
             }
             Ok(Tensor::f_cat(&features, 0)?)
@@ -50,19 +58,49 @@ impl Extractor {
                 let params = net.layout.views(&net.weights.theta, &net.weights.buffers)?;
                 net.forward(&params, x) * net.scale
             }
+            Self::Inception(net) => net.forward(x)?,
+            Self::TorchScript(module) => module.forward(x)?,
             Self::Pixels(pixels) => pixels.forward(x),
         })
     }
 
+    /// Whether it tells classes apart, so that images have an Inception Score.
+    pub fn has_classes(&self) -> bool {
+        matches!(self, Self::Classifier(_) | Self::Inception(_))
+    }
+
+    /// Class probabilities f32 [B,classes] of features [B,D], where the extractor tells classes apart.
+    ///
+    /// # Errors
+    /// The features are not the extractor's.
+    pub fn probabilities(&self, features: &Tensor) -> Result<Option<Tensor>> {
+        match self {
+            Self::Classifier(net) => Ok(Some(net.probabilities(&(features / net.scale))?)),
+            Self::Inception(net) => Ok(Some(net.probabilities(features)?)),
+            Self::RandomConvolutions(_) | Self::TorchScript(_) | Self::Pixels(_) => Ok(None),
+        }
+    }
+
     fn check(&self, images: &Tensor, kind: Kind) -> Result<()> {
-        let [c, h, w] = self.chw();
-        match images.size()[..] {
-            [n, c1, h1, w1] if n > 0 && [c1, h1, w1] == [c, h, w] && images.kind() == kind => Ok(()),
+        let expected = match self.chw() {
+            Some([c, h, w]) => format!("[N, {c}, {h}, {w}]"),
+            None => "[N, 1 or 3, H, W]".into(),
+        };
+        match (&images.size()[..], self.chw()) {
+            (&[n, c, h, w], Some(chw)) if n > 0 && [c, h, w] == chw && images.kind() == kind => Ok(()),
+            (&[n, 1 | 3, _, _], None) if n > 0 && images.kind() == kind => Ok(()),
             _ => bail!(
-                "images to score are {:?} of type {:?}, expected [N, {c}, {h}, {w}] of type {kind:?}",
+                "images to score are {:?} of type {:?}, expected {expected} of type {kind:?}",
                 images.size(),
                 images.kind()
             ),
+        }
+    }
+
+    fn chunk(&self) -> i64 {
+        match self {
+            Self::Classifier(_) | Self::RandomConvolutions(_) | Self::Pixels(_) => CHUNK,
+            Self::Inception(_) | Self::TorchScript(_) => LARGE_CHUNK,
         }
     }
 
@@ -70,6 +108,8 @@ impl Extractor {
     pub fn dim(&self) -> i64 {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => net.dim(),
+            Self::Inception(net) => net.dim(),
+            Self::TorchScript(module) => module.dim(),
             Self::Pixels(pixels) => pixels.dim(),
         }
     }
@@ -78,6 +118,8 @@ impl Extractor {
     pub fn convention(&self) -> String {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => net.convention.clone(),
+            Self::Inception(net) => net.convention(),
+            Self::TorchScript(module) => module.convention(),
             Self::Pixels(pixels) => pixels.convention(),
         }
     }
@@ -86,16 +128,26 @@ impl Extractor {
     pub fn device(&self) -> Device {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => net.device(),
+            Self::Inception(net) => net.device(),
+            Self::TorchScript(module) => module.device(),
             Self::Pixels(pixels) => pixels.device,
         }
     }
 
-    fn chw(&self) -> [i64; 3] {
+    /// The only shape of images that it takes, where there is one.
+    fn chw(&self) -> Option<[i64; 3]> {
         match self {
-            Self::Classifier(net) | Self::RandomConvolutions(net) => net.chw,
-            Self::Pixels(pixels) => pixels.chw,
+            Self::Classifier(net) | Self::RandomConvolutions(net) => Some(net.chw),
+            Self::Pixels(pixels) => Some(pixels.chw),
+            Self::Inception(_) | Self::TorchScript(_) => None,
         }
     }
+}
+
+/// Images [B,1 or 3,H,W] as RGB [B,3,H,W].
+pub(crate) fn rgb(x: &Tensor) -> Tensor {
+    let size = x.size();
+    x.expand([size[0], 3, size[2], size[3]], false)
 }
 
 /// Raw pixels in [−1,1]; sides over 16 are box-averaged to 16, so that D ≤ 256·C.

@@ -1,6 +1,6 @@
 //! The small convolution networks behind learnt and random features.
 
-use lcsc_torch::{Device, Init, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, Weights, bail};
+use lcsc_torch::{Device, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, Weights, bail};
 
 /// D, the number of features of every network here.
 const FEATURES: i64 = 64;
@@ -151,6 +151,13 @@ impl FeatureNet {
         let Some(head) = &self.head else { bail!("{} has no class scores", self.convention) };
         let params = self.layout.views(theta, &[])?;
         Ok(head.linear(&params, &self.forward(&params, x)))
+    }
+
+    /// Class probabilities [B,classes] of unscaled features [B,64].
+    pub(crate) fn probabilities(&self, features: &Tensor) -> Result<Tensor> {
+        let Some(head) = &self.head else { bail!("{} has no class scores", self.convention) };
+        let params = self.layout.views(&self.weights.theta, &[])?;
+        Ok(head.linear(&params, features).f_softmax(1, Kind::Float)?)
     }
 
     pub(crate) fn dim(&self) -> i64 {

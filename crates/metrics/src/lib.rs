@@ -11,21 +11,33 @@
 mod bootstrap;
 mod cache;
 mod classifier;
+mod evaluation;
 mod extractor;
 mod featurenet;
 mod frechet;
 mod gradient;
+mod inception;
+mod inception_score;
+mod kid;
 mod precision_recall;
 mod preparation;
 mod scorer;
 mod stats;
 mod suite;
+#[cfg(test)]
+mod testdata;
+mod torchscript;
 
+pub use evaluation::{Evaluation, Metrics, Results};
 pub use extractor::{Extractor, Pixels};
 pub use featurenet::FeatureNet;
 pub use frechet::{Reference, frechet_distance};
 pub use gradient::FrechetGradient;
+pub use inception::Inception;
+pub use inception_score::InceptionScore;
+pub use kid::{Kid, squared_mmd};
 pub use precision_recall::{PrecisionRecall, precision_recall};
-pub use scorer::Scorer;
+pub use scorer::{Convention, Scorer};
 pub use stats::{FeatureStats, StatsAccumulator};
-pub use suite::{MetricConfig, Progress, RealImages, Suite};
+pub use suite::{ExtractorConfig, MetricConfig, Progress, RealImages, Suite};
+pub use torchscript::TorchScript;

@@ -2,6 +2,7 @@
 
 use crate::frechet::is_finite;
 use lcsc_torch::{Kind, Result, Tensor, bail};
+use serde::Serialize;
 
 /// The largest block of distances, in bytes.
 const BLOCK: i64 = 64 << 20;
@@ -9,7 +10,7 @@ const BLOCK: i64 = 64 << 20;
 const POINTS: i64 = 10_000;
 
 /// How far generated and real images cover each other; depends on the sizes of both sets.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PrecisionRecall {
     /// The share of generated images that lie in the manifold of the real ones: how real they look.
     pub precision: f64,

@@ -58,10 +58,13 @@ impl Preparation<'_> {
     pub(crate) fn scorer(&self, extractor: Extractor) -> Result<Scorer> {
         let (name, weights) = match &extractor {
             Extractor::Classifier(net) | Extractor::RandomConvolutions(net) => {
-                let name = net.convention.split(' ').next().unwrap_or_default();
+                let name = net.convention.split(' ').next().unwrap_or_default().to_string();
                 (name, fingerprint(&[("theta".into(), net.weights.theta.shallow_clone())])?)
             }
-            Extractor::Pixels(_) => ("pixels", "none".into()),
+            // Its convention has the hash of its weights.
+            Extractor::Inception(_) => ("inception".into(), extractor.convention()),
+            Extractor::TorchScript(_) => ("torchscript".into(), extractor.convention()),
+            Extractor::Pixels(_) => ("pixels".into(), "none".into()),
         };
         let key = format!("{} statistics of {name} with weights {weights}", self.key());
         let file = cached(self.cache, &self.file_name(&format!("stats-{name}")), &key, || {
@@ -72,7 +75,7 @@ impl Preparation<'_> {
         })?;
         let n = file.tensor("n")?.int64_value(&[]);
         let stats = FeatureStats { n, mean: file.tensor("mean")?, cov: file.tensor("cov")? };
-        Scorer::new(extractor, RealFeatures { stats, points: file.tensor("points")? })
+        Scorer::new(extractor, RealFeatures { stats, points: file.tensor("points")? }, self.real.hash)
     }
 
     fn real_features(&self, extractor: &Extractor) -> Result<RealFeatures> {

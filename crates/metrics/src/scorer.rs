@@ -5,11 +5,34 @@ use crate::frechet::Reference;
 use crate::precision_recall::{PrecisionRecall, evenly_spaced, precision_recall};
 use crate::stats::{FeatureStats, StatsAccumulator};
 use lcsc_torch::{Result, Tensor, bail};
+use serde::Serialize;
 
 /// The trace of the covariance of the real images' features, for networks.
 const TRACE: f64 = 100.0;
 /// The neighbour whose distance is the radius of a ball, as in the paper on precision and recall.
 const NEIGHBOUR: i64 = 3;
+
+/// What results have to agree in to be comparable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Convention {
+    /// Extractor, the hash of its weights, and how it resizes images.
+    pub extractor: String,
+    /// N, the number of generated images.
+    pub n: u64,
+    /// The beginning of the hash of the real images, or of the file of their statistics.
+    pub reference: String,
+}
+
+impl std::fmt::Display for Convention {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; N {}; reference {}", self.extractor, self.n, self.reference)
+    }
+}
+
+/// The digits of a hash that are shown.
+fn short(hash: &str) -> String {
+    hash.chars().take(8).collect()
+}
 
 /// What is known about the real images in an extractor's feature space.
 pub(crate) struct RealFeatures {
@@ -29,14 +52,17 @@ pub struct Scorer {
     pub extractor: Extractor,
     /// Statistics of the real images.
     pub reference: Reference,
-    /// Features f32 [min(M, 10,000),D] of evenly spaced ones of the M real images, on the extractor's device.
-    pub real_features: Tensor,
+    /// Features f32 [min(M, 10,000),D] of evenly spaced ones of the M real images, on the extractor's device; none where only
+    /// their statistics are known.
+    pub real_features: Option<Tensor>,
+    /// What the statistics are of: the beginning of a hash.
+    pub reference_hash: String,
 }
 
 impl Scorer {
     /// Scales a network's features so that the real images' covariance has trace 100; pixels stay as they are. `real`
     /// holds unscaled features.
-    pub(crate) fn new(mut extractor: Extractor, real: RealFeatures) -> Result<Scorer> {
+    pub(crate) fn new(mut extractor: Extractor, real: RealFeatures, hash: &str) -> Result<Scorer> {
         let RealFeatures { stats, points } = real;
         let factor = match &mut extractor {
             Extractor::Classifier(net) | Extractor::RandomConvolutions(net) => {
@@ -51,10 +77,33 @@ impl Scorer {
                 net.scale = (TRACE / trace).sqrt();
                 net.scale
             }
-            Extractor::Pixels(_) => 1.0,
+            // Distances by these are to be comparable with published ones.
+            Extractor::Inception(_) | Extractor::TorchScript(_) | Extractor::Pixels(_) => 1.0,
         };
-        let real_features = points.f_to(extractor.device())? * factor;
-        Ok(Scorer { extractor, reference: Reference::new(stats.scaled(factor))?, real_features })
+        let real_features = Some(points.f_to(extractor.device())? * factor);
+        let reference = Reference::new(stats.scaled(factor))?;
+        Ok(Scorer { extractor, reference, real_features, reference_hash: short(hash) })
+    }
+
+    /// Against statistics of features of this very extractor that were computed before; `hash` is their file's.
+    ///
+    /// # Errors
+    /// They are of another number of features, or not finite.
+    pub fn from_statistics(extractor: Extractor, stats: FeatureStats, hash: &str) -> Result<Scorer> {
+        if stats.dim() != extractor.dim() {
+            bail!(
+                "the reference statistics are of {} features, but {} gives {}: they were computed with another extractor",
+                stats.dim(),
+                extractor.convention(),
+                extractor.dim()
+            );
+        }
+        Ok(Scorer { extractor, reference: Reference::new(stats)?, real_features: None, reference_hash: short(hash) })
+    }
+
+    /// What a distance of `n` images is comparable by: only results of equal conventions are.
+    pub fn convention(&self, n: u64) -> Convention {
+        Convention { extractor: self.extractor.convention(), n, reference: self.reference_hash.clone() }
     }
 
     /// Fréchet distance of images u8 [N,C,H,W] to the real images.
@@ -94,8 +143,11 @@ impl Scorer {
     /// # Errors
     /// Those of [`precision_recall`]: fewer than 4 images, generated or real, or another D.
     pub fn precision_recall(&self, features: &Tensor) -> Result<PrecisionRecall> {
+        let Some(real_features) = &self.real_features else {
+            bail!("precision and recall need the real images themselves, not their statistics alone");
+        };
         let index = evenly_spaced(features.size().first().copied().unwrap_or(0));
         let index = Tensor::f_from_slice(&index)?.f_to(features.device())?;
-        precision_recall(&self.real_features, &features.f_index_select(0, &index)?, NEIGHBOUR)
+        precision_recall(real_features, &features.f_index_select(0, &index)?, NEIGHBOUR)
     }
 }

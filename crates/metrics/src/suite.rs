@@ -7,14 +7,46 @@ use crate::scorer::Scorer;
 use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How images are judged.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricConfig {
-    /// Seed of the feature extractors: initial weights and training batches.
+    /// Seed of the classifiers: initial weights and training batches.
     pub seed: u64,
+    /// What the search sees.
+    pub extractor: ExtractorConfig,
+}
+
+/// The features that images are judged by.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExtractorConfig {
+    /// The network of published FIDs, pytorch-fid's port: its weights file, or `auto` for that of `LCSC_INCEPTION` or the
+    /// one that `lcsc data fetch inception` brought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception: Option<PathBuf>,
+    /// A TorchScript module of RGB pixels f32 [B,3,H,W] in 0…255 that gives features [B,D].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub torchscript: Option<PathBuf>,
+    /// Of a TorchScript module: the boolean argument of its `forward` that asks for features, else their key in a dict or
+    /// their index in a tuple.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+}
+
+impl ExtractorConfig {
+    /// What is wrong with it, if anything.
+    pub fn problem(&self) -> Option<&'static str> {
+        match self {
+            Self { inception: Some(_), torchscript: Some(_), .. } => {
+                Some("expected `inception` or `torchscript`, not both")
+            }
+            Self { torchscript: None, output: Some(_), .. } => Some("`output` belongs to `torchscript`"),
+            Self { .. } => None,
+        }
+    }
 }
 
 /// The real images of a run.
@@ -45,24 +77,25 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Trains the extractors and gathers statistics and features of the real images, or takes all from files in `cache`.
+    /// Trains the extractors, but for a `primary` that is given, and gathers statistics and features of the real images, or takes all from files in `cache`.
     ///
     /// # Errors
     /// The images are not u8 [N,C,H,W] with N ≥ 2, a label is not a class, or libtorch failed.
     pub fn prepare(
         real: RealImages,
+        primary: Option<Extractor>,
         seed: u64,
         device: Device,
         cache: Option<&Path>,
         progress: Progress,
     ) -> Result<Suite> {
         let chw = checked(&real)?;
-        if !real.has_classes() {
+        if !real.has_classes() && primary.is_none() {
             tracing::info!("the data has no labels: images are judged by the features of random convolutions");
         }
         let preparation = Preparation { real, chw, seed, device, cache, progress };
         Ok(Suite {
-            primary: preparation.scorer(preparation.network(Variant::Primary)?)?,
+            primary: preparation.scorer(primary.map_or_else(|| preparation.network(Variant::Primary), Ok)?)?,
             independent: preparation.scorer(preparation.network(Variant::Independent)?)?,
             pixels: preparation.scorer(Extractor::Pixels(Pixels::new(chw, device)))?,
         })
@@ -126,6 +159,10 @@ mod tests {
         (images.to_kind(Kind::Float) + noise * amount).clamp(0.0, 255.0).to_kind(Kind::Uint8)
     }
 
+    fn points(scorer: &Scorer) -> &Tensor {
+        scorer.real_features.as_ref().unwrap()
+    }
+
     fn scorers(suite: &Suite) -> [&Scorer; 3] {
         [&suite.primary, &suite.independent, &suite.pixels]
     }
@@ -142,7 +179,7 @@ mod tests {
                 }
             };
             let real = real(&images, Some(&labels));
-            let suite = Suite::prepare(real, 0, Device::Cpu, Some(folder.path()), &progress).unwrap();
+            let suite = Suite::prepare(real, None, 0, Device::Cpu, Some(folder.path()), &progress).unwrap();
             let scores = scorers(&suite).map(|s| s.score(&noisy(&images, 30.0)).unwrap());
             (suite, scores, done.into_inner())
         };
@@ -168,7 +205,7 @@ mod tests {
     #[test]
     fn unlabelled_images_are_judged_by_random_convolutions_of_trace_100() {
         let (images, _) = data();
-        let suite = Suite::prepare(real(&images, None), 5, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let suite = Suite::prepare(real(&images, None), None, 5, Device::Cpu, None, &|_, _, _| ()).unwrap();
         assert_eq!(suite.primary.extractor.convention(), "random-convolutions-a 64-d seed 5 data 1a2b3c4d");
         for scorer in [&suite.primary, &suite.independent] {
             let stats = FeatureStats::of(&scorer.extractor.features(&images).unwrap()).unwrap();
@@ -179,7 +216,7 @@ mod tests {
             assert!(score(0.0).abs() < 1e-3, "{}", score(0.0));
             assert!(0.01 < score(20.0) && 2.0 * score(20.0) < score(60.0), "{} {}", score(20.0), score(60.0));
         }
-        let other = Suite::prepare(real(&images, None), 6, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let other = Suite::prepare(real(&images, None), None, 6, Device::Cpu, None, &|_, _, _| ()).unwrap();
         let features = |s: &Scorer| s.extractor.features(&images).unwrap();
         assert!(!features(&suite.primary).allclose(&features(&other.primary), 1e-3, 1e-3, false));
         assert!(features(&suite.pixels).equal(&features(&other.pixels)));
@@ -190,12 +227,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (images, _) = data();
         let prepare =
-            || Suite::prepare(real(&images, None), 0, Device::Cpu, Some(folder.path()), &|_, _, _| ()).unwrap();
+            || Suite::prepare(real(&images, None), None, 0, Device::Cpu, Some(folder.path()), &|_, _, _| ()).unwrap();
         let (made, kept) = (prepare(), prepare());
         let far = noisy(&images, 200.0);
         for (made, kept) in scorers(&made).into_iter().zip(scorers(&kept)) {
-            assert!(made.real_features.equal(&made.extractor.features(&images).unwrap()));
-            assert!(kept.real_features.equal(&made.real_features));
+            assert!(points(made).equal(&made.extractor.features(&images).unwrap()));
+            assert!(points(kept).equal(points(made)));
             let values = |images: &Tensor| {
                 made.precision_recall(&made.extractor.features(images).unwrap())
                     .map(|v| (v.precision, v.recall))
@@ -210,11 +247,11 @@ mod tests {
     fn of_many_real_images_evenly_spaced_ones_are_kept() {
         let images = Tensor::arange(10_500 * 4, (Kind::Int64, Device::Cpu)).remainder(251).to_kind(Kind::Uint8);
         let images = images.view([10_500, 1, 2, 2]);
-        let suite = Suite::prepare(real(&images, None), 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let suite = Suite::prepare(real(&images, None), None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
         let spaced = Tensor::from_slice(&(0..10_000).map(|j| j * 10_500 / 10_000).collect::<Vec<i64>>());
         for scorer in scorers(&suite) {
             let all = scorer.extractor.features(&images).unwrap();
-            assert!(scorer.real_features.allclose(&all.index_select(0, &spaced), 1e-5, 1e-5, false));
+            assert!(points(scorer).allclose(&all.index_select(0, &spaced), 1e-5, 1e-5, false));
             assert_eq!(scorer.reference.stats().n, 10_500);
         }
     }
@@ -222,7 +259,7 @@ mod tests {
     #[test]
     fn scores_of_batches_equal_the_score_of_all() {
         let (images, _) = data();
-        let suite = Suite::prepare(real(&images, None), 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let suite = Suite::prepare(real(&images, None), None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
         let bad = noisy(&images, 40.0);
         for scorer in scorers(&suite) {
             let mut stats = scorer.accumulator();
@@ -238,7 +275,7 @@ mod tests {
     fn data_that_does_not_fit_is_refused() {
         let (images, labels) = data();
         let refused = |images: &Tensor, labels: Option<&Tensor>| {
-            Suite::prepare(real(images, labels), 0, Device::Cpu, None, &|_, _, _| ()).unwrap_err().to_string()
+            Suite::prepare(real(images, labels), None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap_err().to_string()
         };
         let text = refused(&images.narrow(0, 0, 1), None);
         assert!(text.contains("[1, 1, 4, 4]") && text.contains("at least 2 images"), "{text}");

@@ -8,10 +8,10 @@ mod losses;
 mod networks;
 mod schedules;
 
-use fixture::{Fixture, Outcome};
+use fixture::{Fixture, Outcome, own_rule};
 use lcsc_diffusion::{Churn, OdeConfig, SamplerConfig, Scalings, Spacing, sample};
-use lcsc_metrics::{FeatureStats, StatsAccumulator, frechet_distance};
-use lcsc_torch::{Device, Kind, Tensor};
+use lcsc_metrics::{Extractor, FeatureStats, Inception, StatsAccumulator, frechet_distance};
+use lcsc_torch::{Device, Kind, Tensor, TensorSpec};
 use libtest_mimic::{Arguments, Trial};
 use networks::Described;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,7 @@ fn check_of(f: &Fixture) -> Option<fn(&Fixture) -> Outcome<f64>> {
         "ect-loss" => Some(losses::ect),
         "consistency-loss" if losses::has_known_distance(f) => Some(losses::consistency),
         "fid" => Some(fid),
+        "inception" => Some(inception),
         _ => None,
     }
 }
@@ -135,4 +136,13 @@ fn fid(f: &Fixture) -> Outcome<f64> {
     let cov = f.compare(&a.cov, "out.sigma_a")?;
     let fid = Tensor::from_slice(&[frechet_distance(&a, &b)?]);
     Ok(f.compare(&fid, "out.fid")?.max(mean).max(cov))
+}
+
+fn inception(f: &Fixture) -> Outcome<f64> {
+    let gain = f.json["weights"]["gain"].as_f64().ok_or("no gain")?;
+    let tensor =
+        |spec: &TensorSpec| (spec.name.clone(), Tensor::from_slice(&own_rule(spec, gain)).view(&spec.shape[..]));
+    let tensors: Vec<_> = Inception::layout().params().iter().map(tensor).collect();
+    let network = Extractor::Inception(Box::new(Inception::new(&tensors, "rule", Device::Cpu)?));
+    f.compare(&network.features(&f.tensor("in.images_u8")?)?, "out.pool3")
 }

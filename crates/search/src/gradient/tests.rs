@@ -21,7 +21,7 @@ fn scene() -> Scene {
     let real = latents(1, Stream::SampleLatents, 0, 400, image.chw(), Device::Cpu).unwrap();
     let images = (real * 60.0 + 100.0).clamp(0.0, 255.0).to_kind(Kind::Uint8);
     let real = RealImages { images: &images, labels: None, classes: 0, hash: "0123456789abcdef" };
-    let suite = Suite::prepare(real, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+    let suite = Suite::prepare(real, None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
     Scene { model, weights, suite }
 }
 

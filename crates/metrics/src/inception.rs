@@ -1,0 +1,342 @@
+//! The Inception network of FID: TensorFlow's `inception-2015-12-05` as pytorch-fid ported it (`FIDInceptionA` … `E_2`).
+//!
+//! It is not torchvision's: its average pools do not count the padding, its last block takes maxima instead of averages,
+//! and its class scores are 1008.
+
+use crate::extractor::rgb;
+use lcsc_torch::{Device, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, bail};
+
+/// D, the features of the last pool.
+const FEATURES: i64 = 2048;
+/// Class scores, of which TensorFlow's graph has 1008.
+const CLASSES: i64 = 1008;
+/// Height and width that the network sees, in pixels.
+const SIDE: i64 = 299;
+/// What batch normalisation adds to variances.
+const EPSILON: f64 = 1e-3;
+
+/// Convolution without bias, batch normalisation by fixed statistics, ReLU.
+#[derive(Debug)]
+struct Conv {
+    weight: ParamId,
+    gamma: ParamId,
+    beta: ParamId,
+    mean: ParamId,
+    variance: ParamId,
+    stride: i64,
+    padding: [i64; 2],
+}
+
+/// What a convolution is, beside its channels.
+#[derive(Clone, Copy)]
+struct Shape {
+    kernel: [i64; 2],
+    stride: i64,
+    padded: bool,
+}
+
+/// 1×1.
+const POINT: Shape = Shape { kernel: [1, 1], stride: 1, padded: true };
+/// Square and padded, so that the map keeps its size.
+const fn square(k: i64) -> Shape {
+    Shape { kernel: [k, k], stride: 1, padded: true }
+}
+/// A row of `k` pixels.
+const fn row(k: i64) -> Shape {
+    Shape { kernel: [1, k], stride: 1, padded: true }
+}
+/// A column of `k` pixels.
+const fn column(k: i64) -> Shape {
+    Shape { kernel: [k, 1], stride: 1, padded: true }
+}
+/// 3×3 without padding.
+const fn valid(stride: i64) -> Shape {
+    Shape { kernel: [3, 3], stride, padded: false }
+}
+
+impl Conv {
+    fn new(b: &mut LayoutBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
+        let Shape { kernel: [h, w], stride, padded } = shape;
+        let mut of_batch_norm = |part: &str| b.param(format!("{name}.bn.{part}"), &[to], Init::Zeros);
+        let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"].map(&mut of_batch_norm);
+        let weight = b.param(format!("{name}.conv.weight"), &[to, from, h, w], Init::Zeros);
+        Self { weight, gamma, beta, mean, variance, stride, padding: if padded { [h / 2, w / 2] } else { [0, 0] } }
+    }
+
+    fn forward(&self, params: &Params, x: &Tensor) -> Tensor {
+        // The normalisation is affine: it goes into weight and bias of the convolution.
+        let scale = &params[self.gamma] * (&params[self.variance] + EPSILON).rsqrt();
+        let weight = &params[self.weight] * scale.view([-1, 1, 1, 1]);
+        let bias = &params[self.beta] - &params[self.mean] * scale;
+        x.conv2d(&weight, Some(&bias), [self.stride; 2], self.padding, [1, 1], 1).relu()
+    }
+}
+
+/// Convolutions one after the other.
+#[derive(Debug)]
+struct Chain(Vec<Conv>);
+
+impl Chain {
+    /// Named `{name}_1`, `{name}_2` …, each with its channels and shape.
+    fn numbered(b: &mut LayoutBuilder, name: &str, from: i64, layers: &[(i64, Shape)]) -> Self {
+        let mut from = from;
+        let conv = |(i, &(to, shape)): (usize, &(i64, Shape))| {
+            Conv::new(b, &format!("{name}_{}", i + 1), std::mem::replace(&mut from, to), to, shape)
+        };
+        Self(layers.iter().enumerate().map(conv).collect())
+    }
+
+    fn one(b: &mut LayoutBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
+        Self(vec![Conv::new(b, name, from, to, shape)])
+    }
+
+    fn forward(&self, params: &Params, x: &Tensor) -> Tensor {
+        self.0.iter().fold(x.shallow_clone(), |x, conv| conv.forward(params, &x))
+    }
+}
+
+/// A branch that ends in a row and a column side by side.
+#[derive(Debug)]
+struct Fork {
+    chain: Chain,
+    row: Conv,
+    column: Conv,
+}
+
+/// A branch of a block.
+#[derive(Debug)]
+enum Branch {
+    Chain(Chain),
+    Fork(Fork),
+    /// A 3×3 average of the pixels inside the map, then a convolution.
+    Average(Chain),
+    /// A 3×3 maximum, then a convolution.
+    Maximum(Chain),
+    /// A 3×3 maximum that halves the map.
+    Halving,
+}
+
+impl Branch {
+    fn forward(&self, params: &Params, x: &Tensor) -> Tensor {
+        match self {
+            Self::Chain(chain) => chain.forward(params, x),
+            Self::Fork(Fork { chain, row, column }) => {
+                let x = chain.forward(params, x);
+                Tensor::cat(&[row.forward(params, &x), column.forward(params, &x)], 1)
+            }
+            Self::Average(chain) => {
+                chain.forward(params, &x.avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None::<i64>))
+            }
+            Self::Maximum(chain) => chain.forward(params, &x.max_pool2d([3, 3], [1, 1], [1, 1], [1, 1], false)),
+            Self::Halving => halved(x),
+        }
+    }
+}
+
+fn halved(x: &Tensor) -> Tensor {
+    x.max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], false)
+}
+
+/// Branches whose channels are joined.
+#[derive(Debug)]
+struct Block(Vec<Branch>);
+
+impl Block {
+    /// Mixed_5b, 5c, 5d.
+    fn a(b: &mut LayoutBuilder, name: &str, from: i64, pooled: i64) -> Self {
+        let n = |part: &str| format!("{name}.{part}");
+        Self(vec![
+            Branch::Chain(Chain::one(b, &n("branch1x1"), from, 64, POINT)),
+            Branch::Chain(Chain::numbered(b, &n("branch5x5"), from, &[(48, POINT), (64, square(5))])),
+            Branch::Chain(Chain::numbered(
+                b,
+                &n("branch3x3dbl"),
+                from,
+                &[(64, POINT), (96, square(3)), (96, square(3))],
+            )),
+            Branch::Average(Chain::one(b, &n("branch_pool"), from, pooled, POINT)),
+        ])
+    }
+
+    /// Mixed_6a.
+    fn b(b: &mut LayoutBuilder, name: &str, from: i64) -> Self {
+        let n = |part: &str| format!("{name}.{part}");
+        Self(vec![
+            Branch::Chain(Chain::one(b, &n("branch3x3"), from, 384, valid(2))),
+            Branch::Chain(Chain::numbered(
+                b,
+                &n("branch3x3dbl"),
+                from,
+                &[(64, POINT), (96, square(3)), (96, valid(2))],
+            )),
+            Branch::Halving,
+        ])
+    }
+
+    /// Mixed_6b … 6e.
+    fn c(b: &mut LayoutBuilder, name: &str, from: i64, c7: i64) -> Self {
+        let n = |part: &str| format!("{name}.{part}");
+        let double = [(c7, POINT), (c7, column(7)), (c7, row(7)), (c7, column(7)), (192, row(7))];
+        Self(vec![
+            Branch::Chain(Chain::one(b, &n("branch1x1"), from, 192, POINT)),
+            Branch::Chain(Chain::numbered(b, &n("branch7x7"), from, &[(c7, POINT), (c7, row(7)), (192, column(7))])),
+            Branch::Chain(Chain::numbered(b, &n("branch7x7dbl"), from, &double)),
+            Branch::Average(Chain::one(b, &n("branch_pool"), from, 192, POINT)),
+        ])
+    }
+
+    /// Mixed_7a.
+    fn d(b: &mut LayoutBuilder, name: &str, from: i64) -> Self {
+        let n = |part: &str| format!("{name}.{part}");
+        let long = [(192, POINT), (192, row(7)), (192, column(7)), (192, valid(2))];
+        Self(vec![
+            Branch::Chain(Chain::numbered(b, &n("branch3x3"), from, &[(192, POINT), (320, valid(2))])),
+            Branch::Chain(Chain::numbered(b, &n("branch7x7x3"), from, &long)),
+            Branch::Halving,
+        ])
+    }
+
+    /// Mixed_7b and 7c, which differ in their pool.
+    fn e(b: &mut LayoutBuilder, name: &str, from: i64, pool: fn(Chain) -> Branch) -> Self {
+        let n = |part: &str| format!("{name}.{part}");
+        let fork = |b: &mut LayoutBuilder, name: String, last: usize, chain| {
+            Branch::Fork(Fork {
+                chain,
+                row: Conv::new(b, &format!("{name}_{last}a"), 384, 384, row(3)),
+                column: Conv::new(b, &format!("{name}_{last}b"), 384, 384, column(3)),
+            })
+        };
+        let single = Chain::numbered(b, &n("branch3x3"), from, &[(384, POINT)]);
+        let double = Chain::numbered(b, &n("branch3x3dbl"), from, &[(448, POINT), (384, square(3))]);
+        Self(vec![
+            Branch::Chain(Chain::one(b, &n("branch1x1"), from, 320, POINT)),
+            fork(b, n("branch3x3"), 2, single),
+            fork(b, n("branch3x3dbl"), 3, double),
+            pool(Chain::one(b, &n("branch_pool"), from, 192, POINT)),
+        ])
+    }
+
+    fn forward(&self, params: &Params, x: &Tensor) -> Tensor {
+        Tensor::cat(&self.0.iter().map(|branch| branch.forward(params, x)).collect::<Vec<_>>(), 1)
+    }
+}
+
+/// The network's structure.
+#[derive(Debug)]
+struct Structure {
+    /// Two parts, each followed by a pool.
+    stem: [Chain; 2],
+    blocks: Vec<Block>,
+    scores: ParamId,
+}
+
+impl Structure {
+    fn new(b: &mut LayoutBuilder) -> Self {
+        let mut conv = |name: &str, from, to, shape| Conv::new(b, name, from, to, shape);
+        let stem = [
+            Chain(vec![
+                conv("Conv2d_1a_3x3", 3, 32, valid(2)),
+                conv("Conv2d_2a_3x3", 32, 32, valid(1)),
+                conv("Conv2d_2b_3x3", 32, 64, square(3)),
+            ]),
+            Chain(vec![conv("Conv2d_3b_1x1", 64, 80, POINT), conv("Conv2d_4a_3x3", 80, 192, valid(1))]),
+        ];
+        let blocks = vec![
+            Block::a(b, "Mixed_5b", 192, 32),
+            Block::a(b, "Mixed_5c", 256, 64),
+            Block::a(b, "Mixed_5d", 288, 64),
+            Block::b(b, "Mixed_6a", 288),
+            Block::c(b, "Mixed_6b", 768, 128),
+            Block::c(b, "Mixed_6c", 768, 160),
+            Block::c(b, "Mixed_6d", 768, 160),
+            Block::c(b, "Mixed_6e", 768, 192),
+            Block::d(b, "Mixed_7a", 768),
+            Block::e(b, "Mixed_7b", 1280, Branch::Average),
+            Block::e(b, "Mixed_7c", 2048, Branch::Maximum),
+        ];
+        b.param("fc.bias", &[CLASSES], Init::Zeros);
+        Self { stem, blocks, scores: b.param("fc.weight", &[CLASSES, FEATURES], Init::Zeros) }
+    }
+}
+
+/// The network with its weights.
+#[derive(Debug)]
+pub struct Inception {
+    structure: Structure,
+    layout: ParamLayout,
+    theta: Tensor,
+    /// The first digits of the hash of the file that the weights are from.
+    hash: String,
+}
+
+impl Inception {
+    /// The names and shapes of pytorch-fid's state dict, `num_batches_tracked` apart.
+    pub fn layout() -> ParamLayout {
+        let mut b = LayoutBuilder::default();
+        Structure::new(&mut b);
+        b.finish()
+    }
+
+    /// The network with the tensors of pytorch-fid's `pt_inception-2015-12-05`; `hash` names the file that they are from.
+    ///
+    /// # Errors
+    /// A tensor is missing, extra or mis-shaped, or the device has no room.
+    pub fn new(tensors: &[(String, Tensor)], hash: &str, device: Device) -> Result<Inception> {
+        let mut b = LayoutBuilder::default();
+        let structure = Structure::new(&mut b);
+        let layout = b.finish();
+        let is_counter = |name: &str| name.ends_with("num_batches_tracked");
+        if let Some((extra, _)) =
+            tensors.iter().find(|(name, _)| !is_counter(name) && layout.params().iter().all(|s| s.name != *name))
+        {
+            bail!("the Inception weights hold a tensor `{extra}` that FID's network does not have: {EXPECTED}");
+        }
+        let mut pieces = Vec::new();
+        for spec in layout.params() {
+            let Some((_, tensor)) = tensors.iter().find(|(name, _)| *name == spec.name) else {
+                bail!("the Inception weights lack the tensor `{}`: {EXPECTED}", spec.name);
+            };
+            if tensor.size() != spec.shape {
+                let (name, shape) = (&spec.name, &spec.shape);
+                bail!("the Inception weights' tensor `{name}` is {:?}, not {shape:?}: {EXPECTED}", tensor.size());
+            }
+            pieces.push(tensor.f_to_device_(device, Kind::Float, false, false)?.f_flatten(0, -1)?);
+        }
+        let hash = hash.get(..8).unwrap_or(hash).to_string();
+        Ok(Inception { structure, layout, theta: Tensor::f_cat(&pieces, 0)?, hash })
+    }
+
+    /// Features f32 [B,2048] of pixels f32 [B,1 or 3,H,W] in [−1,1].
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Structure { stem, blocks, .. } = &self.structure;
+        let params = self.layout.views(&self.theta, &[])?;
+        // Resizing commutes with the map to [0,1] and back that the reference makes around it.
+        let x = rgb(x).upsample_bilinear2d([SIDE, SIDE], false, None, None);
+        let x = halved(&stem[0].forward(&params, &x));
+        let x = halved(&stem[1].forward(&params, &x));
+        let x = blocks.iter().fold(x, |x, block| block.forward(&params, &x));
+        Ok(x.mean_dim([2i64, 3].as_slice(), false, Kind::Float))
+    }
+
+    /// Class probabilities f32 [B,1008] of features f32 [B,2048]: without the bias, as TensorFlow's Inception Score.
+    pub(crate) fn probabilities(&self, features: &Tensor) -> Result<Tensor> {
+        let params = self.layout.views(&self.theta, &[])?;
+        Ok(features.f_linear(&params[self.structure.scores], None::<&Tensor>)?.f_softmax(1, Kind::Float)?)
+    }
+
+    pub(crate) fn dim(&self) -> i64 {
+        FEATURES
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.theta.device()
+    }
+
+    pub(crate) fn convention(&self) -> String {
+        format!("inception pool3 2048-d weights {} bilinear {SIDE}", self.hash)
+    }
+}
+
+/// What the file should be.
+const EXPECTED: &str = "expected pytorch-fid's pt_inception-2015-12-05-6726825d.pth (`lcsc data fetch inception`), not \
+                        torchvision's network";
