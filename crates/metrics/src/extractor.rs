@@ -7,8 +7,9 @@ use lcsc_torch::{Device, Kind, Result, Tensor, bail, to_float};
 
 /// Images that go through a small network at once.
 const CHUNK: i64 = 250;
-/// Images that go at once through a network that enlarges them.
-const LARGE_CHUNK: i64 = 50;
+/// Images that go at once through a network that enlarges them: always as many, since the last digits of what libtorch
+/// computes depend on it, and a distance is to be the same whatever the batches that images came in.
+const LARGE_CHUNK: i64 = 16;
 /// The longest side of the images that [`Pixels`] compares.
 const PIXELS: i64 = 16;
 
@@ -37,7 +38,9 @@ impl Extractor {
         tch::no_grad(|| {
             let mut features = Vec::new();
             for chunk in images.f_split(self.chunk(), 0)? {
-                features.push(self.forward(&to_float(&chunk.f_to(self.device())?))?);
+                let n = chunk.size()[0];
+                let whole = self.filled(chunk.f_to(self.device())?)?;
+                features.push(self.forward(&to_float(&whole))?.f_narrow(0, 0, n)?);
             }
             Ok(Tensor::f_cat(&features, 0)?)
         })
@@ -94,6 +97,18 @@ impl Extractor {
                 images.size(),
                 images.kind()
             ),
+        }
+    }
+
+    /// A chunk, with black images added where the network always sees as many.
+    fn filled(&self, chunk: Tensor) -> Result<Tensor> {
+        let missing = self.chunk() - chunk.size()[0];
+        match self {
+            Self::Inception(_) | Self::TorchScript(_) if missing > 0 => {
+                Ok(chunk.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, missing])?)
+            }
+            Self::Inception(_) | Self::TorchScript(_) => Ok(chunk),
+            Self::Classifier(_) | Self::RandomConvolutions(_) | Self::Pixels(_) => Ok(chunk),
         }
     }
 

@@ -1,11 +1,12 @@
 //! Mean and covariance of features, streamed in float64.
 
+use crate::frechet::is_finite;
 use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 
 /// Mean and covariance of N feature vectors, float64 on the CPU.
 #[derive(Debug)]
 pub struct FeatureStats {
-    /// N, the number of images.
+    /// N, the number of images; 0 where it is not known.
     pub n: i64,
     /// Mean, f64 [D].
     pub mean: Tensor,
@@ -22,6 +23,21 @@ impl FeatureStats {
         let mut stats = StatsAccumulator::new(features.size().get(1).copied().unwrap_or(0), features.device());
         stats.add(features)?;
         stats.finish()
+    }
+
+    /// Statistics f64 [D] and [D,D] that were computed elsewhere, of an unknown number of images (N = 0).
+    ///
+    /// # Errors
+    /// A value is not finite, or the covariance is not symmetric.
+    pub fn from_parts(mean: Tensor, cov: Tensor) -> Result<FeatureStats> {
+        if !is_finite(&mean) || !is_finite(&cov) {
+            bail!("the statistics hold values that are not finite");
+        }
+        let asymmetry = cov.f_sub(&cov.f_tr()?)?.f_abs()?.f_max()?.double_value(&[]);
+        if asymmetry > 1e-6 * cov.f_abs()?.f_max()?.double_value(&[]) {
+            bail!("the covariance is not symmetric");
+        }
+        Ok(FeatureStats { n: 0, mean, cov })
     }
 
     /// D, the number of features.

@@ -3,15 +3,16 @@
 //! One test a file; each prints its largest error. Kinds that are not built yet are listed as ignored.
 //! `tests/parity/README.md` describes the files and the rule that makes their weights.
 
+mod cifar10;
 mod fixture;
 mod losses;
 mod networks;
 mod schedules;
 
-use fixture::{Fixture, Outcome, own_rule};
+use fixture::{Fixture, Outcome};
 use lcsc_diffusion::{Churn, OdeConfig, SamplerConfig, Scalings, Spacing, sample};
-use lcsc_metrics::{Extractor, FeatureStats, Inception, StatsAccumulator, frechet_distance};
-use lcsc_torch::{Device, Kind, Tensor, TensorSpec};
+use lcsc_metrics::{FeatureStats, StatsAccumulator, frechet_distance};
+use lcsc_torch::{Device, Kind, Tensor};
 use libtest_mimic::{Arguments, Trial};
 use networks::Described;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,9 @@ fn main() {
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(&folder).into_iter().flatten().filter_map(|entry| entry.ok().map(|e| e.path())).collect();
     files.sort();
-    let trials: Vec<Trial> = files.into_iter().filter_map(trial).collect();
+    let mut trials: Vec<Trial> = files.into_iter().filter_map(trial).collect();
     assert!(!trials.is_empty(), "{} holds no parity file", folder.display());
+    trials.push(cifar10::trial());
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -139,10 +141,6 @@ fn fid(f: &Fixture) -> Outcome<f64> {
 }
 
 fn inception(f: &Fixture) -> Outcome<f64> {
-    let gain = f.json["weights"]["gain"].as_f64().ok_or("no gain")?;
-    let tensor =
-        |spec: &TensorSpec| (spec.name.clone(), Tensor::from_slice(&own_rule(spec, gain)).view(&spec.shape[..]));
-    let tensors: Vec<_> = Inception::layout().params().iter().map(tensor).collect();
-    let network = Extractor::Inception(Box::new(Inception::new(&tensors, "rule", Device::Cpu)?));
+    let network = cifar10::inception(f.json["weights"]["gain"].as_f64().ok_or("no gain")?)?;
     f.compare(&network.features(&f.tensor("in.images_u8")?)?, "out.pool3")
 }
