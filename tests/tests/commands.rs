@@ -186,18 +186,41 @@ fn eval_measures(folder: &Path) {
     let said = succeed(folder, &args);
     let found = json(&folder.join("eval.json"));
     let results = found["results"].as_array().unwrap();
-    assert_eq!((found["n"].as_u64(), results.len()), (Some(64), 3));
+    assert_eq!(results.len(), 3);
     for result in results {
-        let (fd, convention) = (result["fd"].as_f64().unwrap(), result["convention"].as_str().unwrap());
-        assert!(fd > 0.0 && said.contains(&format!("{fd:.4}")) && said.contains(convention), "{said}");
+        let (fd, convention) = (result["fd"].as_f64().unwrap(), &result["convention"]);
+        assert!(fd > 0.0 && said.contains(&format!("{fd:.4}")), "{said}");
+        assert!(said.contains(convention["extractor"].as_str().unwrap()) && convention["n"] == 64, "{said}");
     }
+    let measures = ["kid", "inception_score", "precision", "recall"];
+    assert_eq!(measures.map(|m| results[0][m].is_null()), [false; 4], "{results:?}");
     // Other chunks round otherwise, so that a pixel may be another.
-    succeed(folder, &[&args[..5], &["--chunk", "10", "--data", "digits", "--json", "chunks.json"]].concat());
+    let chunks = ["--chunk", "10", "--reference", "digits", "--metrics", "pr", "--json", "chunks.json"];
+    succeed(folder, &[&args[..5], &chunks].concat());
+    let others = json(&folder.join("chunks.json"));
     let fds =
         |v: &Value| v["results"].as_array().unwrap().iter().map(|r| r["fd"].as_f64().unwrap()).collect::<Vec<_>>();
-    for (a, b) in fds(&found).iter().zip(fds(&json(&folder.join("chunks.json")))) {
+    for (a, b) in fds(&found).iter().zip(fds(&others)) {
         assert!((a - b).abs() < 1e-4 * b, "{a} {b}");
     }
+    assert_eq!(measures.map(|m| others["results"][0][m].is_null()), [true, true, false, false]);
+    given_images_are_measured(folder);
+}
+
+/// Images in a folder, by an extractor that is trained on the reference.
+fn given_images_are_measured(folder: &Path) {
+    succeed(folder, &["sample", "--weights", "run/merged.safetensors", "--n", "40", "--out", "given/"]);
+    let args = ["eval", "--images", "given", "--reference", "digits"];
+    let said = succeed(folder, &[&args[..], &["--extractor", "classifier"]].concat());
+    assert!(said.contains("classifier-a") && said.contains("N 40"), "{said}");
+    let message = refuse(folder, &[&args[..], &["--extractor", "classifier", "--n", "41"]].concat());
+    assert!(message.contains("given holds 40 images"), "{message}");
+    assert!(refuse(folder, &args[..3]).contains("--images needs --reference"));
+    // Images alone are judged as published figures are.
+    let ended: Ended = command(folder, &args).env_remove("LCSC_INCEPTION").output().unwrap().into();
+    let message = ended.message();
+    assert!(ended.status == Some(1) && message.contains("`lcsc data fetch inception`"), "{message}");
+    assert!(message.contains("LCSC_INCEPTION"), "{message}");
 }
 
 fn settings_of_another_training_are_refused(folder: &Path) {

@@ -2,7 +2,9 @@
 
 use crate::search::Compared;
 use clap::{Parser, Subcommand};
+use lcsc_metrics::ExtractorConfig;
 use lcsc_torch::{DeviceChoice, StorageDtype};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Trains diffusion and consistency models, keeps a trajectory of checkpoints, and searches the linear combination of
@@ -32,7 +34,7 @@ pub enum Command {
     Merge(MergeArgs),
     /// Sample images from a weights file.
     Sample(SampleArgs),
-    /// Measure a weights file against a dataset.
+    /// Measure a weights file or images against a dataset or statistics of one.
     Eval(EvalArgs),
     /// Tell what this machine offers, and what a config needs.
     Doctor {
@@ -165,27 +167,70 @@ pub struct SampleArgs {
 }
 
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").args(["weights", "images"]).required(true))]
 pub struct EvalArgs {
-    /// Weights file.
+    /// Weights file to sample from.
     #[arg(long)]
-    pub weights: PathBuf,
-    /// Dataset: `digits`, a zip or a folder (default: what the model was trained on).
+    pub weights: Option<PathBuf>,
+    /// Images: a folder, a zip or an `.npz`.
     #[arg(long)]
-    pub data: Option<String>,
-    /// Number of images. Distances of different numbers are not comparable.
-    #[arg(long, default_value_t = 5000)]
-    pub n: u64,
+    pub images: Option<String>,
+    /// What to measure against (default: what the model was trained on): a dataset, or statistics of features in an `.npz`
+    /// (`mu`, `sigma`) or a `.pkl`.
+    #[arg(long, visible_alias = "data")]
+    pub reference: Option<String>,
+    /// `inception`, `classifier` or TOML: `torchscript = "FILE.pt", output = "return_features"`
+    /// (default: what the model was trained with; of images `inception`).
+    #[arg(long, value_parser = parse_extractor)]
+    pub extractor: Option<ExtractorConfig>,
+    /// What to measure beside the Fréchet distance (default: all that the extractor and the reference allow).
+    #[arg(long, value_delimiter = ',', value_name = "METRIC,…")]
+    pub metrics: Option<Vec<Metric>>,
+    /// Number of images (default: 5,000 samples; all of given images). Results of different numbers are not comparable.
+    #[arg(long)]
+    pub n: Option<u64>,
     /// Seed of the latents.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Another sampler, in TOML: `heun = { steps = 9 }`.
     #[arg(long)]
     pub sampler: Option<String>,
-    /// Also write the result as JSON.
+    /// Also write the results as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// A measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Metric {
+    /// Fréchet distance (FID by the Inception extractor); always measured.
+    Fd,
+    /// Kernel Inception Distance.
+    Kid,
+    /// Inception Score.
+    Is,
+    /// Improved precision and recall.
+    Pr,
+}
+
+/// The keys of a TOML table, with or without its braces.
+fn inline_table<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, toml::de::Error> {
+    let table = if text.trim_start().starts_with('{') { text.to_string() } else { format!("{{ {text} }}") };
+    let mut document: BTreeMap<String, T> = toml::from_str(&format!("table = {table}"))?;
+    document.remove("table").ok_or_else(|| serde::de::Error::custom("no table"))
+}
+
+fn parse_extractor(text: &str) -> Result<ExtractorConfig, String> {
+    let config: ExtractorConfig = match text {
+        "classifier" => ExtractorConfig::default(),
+        "inception" => ExtractorConfig { inception: Some("auto".into()), ..ExtractorConfig::default() },
+        text => inline_table(text).map_err(|e| {
+            format!("{}; expected `inception`, `classifier` or `torchscript = \"FILE.pt\"`", e.message())
+        })?,
+    };
+    config.problem().map_or(Ok(config), |problem| Err(problem.into()))
 }
 
 #[derive(clap::Args)]
@@ -214,6 +259,10 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
         assert!(parse_fraction("0.05").is_ok() && parse_fraction("1.5").is_err() && parse_fraction("nan").is_err());
+        let scripted = parse_extractor(r#"{ torchscript = "a, b.pt", output = "f" }"#).unwrap();
+        assert_eq!((scripted.torchscript, scripted.output), (Some("a, b.pt".into()), Some("f".into())));
+        assert!(parse_extractor("output = \"f\"").unwrap_err().contains("belongs to `torchscript`"));
+        assert!(parse_extractor("inseption").unwrap_err().contains("expected `inception`"));
         assert!(parse_dtype("bf16").is_ok() && parse_dtype("f64").unwrap_err().contains("f16"));
     }
 }

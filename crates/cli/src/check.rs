@@ -1,10 +1,11 @@
 //! What is wrong with a config as a whole, found before any work.
 
-use crate::card;
 use crate::config::{self, Config};
 use crate::problems::Problem;
+use crate::{card, extractor};
 use lcsc_data::{AUGMENT_DIM, DataConfig, DataInfo};
 use lcsc_diffusion::{DistanceConfig, Lpips, ObjectiveConfig, PreconditioningConfig, SamplerConfig};
+use lcsc_metrics::{ExtractorConfig, MetricConfig};
 use lcsc_search::{SearchConfig, When};
 use lcsc_torch::Invalid;
 use lcsc_train::{StageConfig, Start};
@@ -13,8 +14,10 @@ use lcsc_unet::{ImageShape, NetworkConfig};
 use serde::de::DeserializeOwned;
 use toml::Value;
 
-/// Dimensions of the features that images are judged by.
-const FEATURES: u64 = 64;
+/// Features of a classifier.
+const CLASSIFIER: u64 = 64;
+/// Features of Inception.
+const INCEPTION: u64 = 2048;
 
 /// The parts of a config that can be checked by themselves, as far as they could be read.
 pub struct Sections {
@@ -24,6 +27,7 @@ pub struct Sections {
     preconditioning: Option<PreconditioningConfig>,
     stages: Vec<(usize, StageConfig)>,
     sampler: Option<SamplerConfig>,
+    metric: Option<MetricConfig>,
     search: Option<SearchConfig>,
 }
 
@@ -36,6 +40,7 @@ impl From<&Config> for Sections {
             preconditioning: Some(config.preconditioning.clone()),
             stages: config.stage.iter().cloned().enumerate().collect(),
             sampler: Some(config.sampler.clone()),
+            metric: Some(config.metric.clone()),
             search: Some(config.search.clone()),
         }
     }
@@ -55,6 +60,7 @@ impl From<&Value> for Sections {
             preconditioning: section(root, "preconditioning"),
             stages: stages.filter_map(|(i, stage)| Some((i, stage.clone().try_into().ok()?))).collect(),
             sampler: section(root, "sampler"),
+            metric: section(root, "metric"),
             search: section(root, "search"),
         }
     }
@@ -68,7 +74,10 @@ pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Optio
     for (i, stage) in &sections.stages {
         problems.extend(under(&format!("stage[{i}]"), stage.validate()));
     }
-    sections.search.iter().for_each(|s| warn_of_few_samples(s, problems));
+    sections.metric.iter().for_each(|m| problems.extend(check_extractor(m)));
+    if let Some(search) = &sections.search {
+        warn_of_few_samples(search, &sections.metric.clone().unwrap_or_default(), problems);
+    }
     match lcsc_data::inspect(sections.data.as_ref()?) {
         Ok(data) => {
             let image = config::image_shape(&data, sections.conditional);
@@ -104,15 +113,27 @@ fn under(place: &str, found: Vec<Invalid>) -> Vec<Problem> {
     found.into_iter().map(|i| Problem::error(format!("{place}.{}", i.key), i.message)).collect()
 }
 
-fn warn_of_few_samples(search: &SearchConfig, problems: &mut Vec<Problem>) {
+/// What is wrong with the files that images are judged by.
+fn check_extractor(metric: &MetricConfig) -> Option<Problem> {
+    let extractor = &metric.extractor;
+    let missing = || extractor::locate(extractor).err().map(|e| e.to_string());
+    Some(Problem::error("metric.extractor", extractor.problem().map(String::from).or_else(missing)?))
+}
+
+fn warn_of_few_samples(search: &SearchConfig, metric: &MetricConfig, problems: &mut Vec<Problem>) {
+    let features = match metric.extractor {
+        ExtractorConfig { torchscript: Some(_), .. } => return, // it tells how many only when it is run
+        ExtractorConfig { inception: Some(_), .. } => INCEPTION,
+        ExtractorConfig { inception: None, torchscript: None, .. } => CLASSIFIER,
+    };
     for (key, n) in [
         ("images", search.images),
         ("selection_images", search.selection_images),
         ("report_images", search.report_images),
     ] {
-        if (2..=FEATURES).contains(&n) {
+        if (2..=features).contains(&n) {
             let message = format!(
-                "{n} images for {FEATURES} features: their covariance has rank {}, so that distances are biased upward \
+                "{n} images for {features} features: their covariance has rank {}, so that distances are biased upward \
                  and noisy",
                 n - 1
             );

@@ -1,44 +1,204 @@
-//! `lcsc eval`: Fréchet distances of a weights file.
+//! `lcsc eval`: how good the images of a weights file are, or images that are there already.
 
-use crate::args::EvalArgs;
-use crate::{Ended, card, session, ui};
-use lcsc_search::{LatentSet, sampled_distances};
-use lcsc_torch::{Stream, catch, write_atomic};
+use crate::args::{EvalArgs, Metric};
+use crate::card::Card;
+use crate::{Ended, card, extractor, reference, sample, session, ui};
+use lcsc_data::{DataConfig, Dataset};
+use lcsc_diffusion::{Model, SamplerConfig};
+use lcsc_metrics::{Evaluation, ExtractorConfig, MetricConfig, Metrics, Results, Scorer};
+use lcsc_torch::{Device, Result, Stream, Tensor, Weights, catch, write_atomic};
 use miette::IntoDiagnostic;
+use std::path::Path;
 
-/// Samples, measures, prints.
+/// Samples, unless more is asked for.
+const SAMPLES: u64 = 5000;
+
+/// What is measured.
+enum Source {
+    Weights(Box<Generator>),
+    Images(Dataset),
+}
+
+struct Generator {
+    card: Card,
+    model: Model,
+    weights: Weights,
+    sampler: SamplerConfig,
+}
+
+/// Samples or reads, measures, prints.
 pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
-    if args.n < 2 {
-        miette::bail!("--n {}: expected at least 2: a covariance is estimated from them", args.n);
-    }
     let device = session::machine(args.machine.device, args.machine.threads)?;
-    let (card, model, weights) = card::open(&args.weights, device)?;
-    let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
-    let mut config = card.data.clone();
-    if let Some(source) = &args.data {
-        config.source.clone_from(source);
-    }
-    // The images have to be of the network's size, whatever the dataset's own is.
-    config.resolution = Some(card.image.resolution);
-    let data = session::dataset(&config, device)?;
-    let suite = session::suite(&data, card.metric.seed, device)?;
-    let scorers = [&suite.primary, &suite.independent, &suite.pixels];
-    let latents = LatentSet { seed: args.seed, stream: Stream::ReportLatents, n: args.n, chunk: args.machine.chunk };
-    let distances =
-        catch("measuring", || sampled_distances(&model.bind(&weights)?, &sampler, &scorers, latents, device))
-            .into_diagnostic()?;
-    ui::say!("{}: {} images, {} NFE each, against {}", args.weights.display(), args.n, sampler.nfe(), data.name);
-    for (scorer, fd) in scorers.iter().zip(&distances) {
-        ui::say!("  FD {fd:10.4}  {}", scorer.extractor.convention());
-    }
+    let source = Source::open(args, device)?;
+    let n = source.images(args)?;
+    let scorers = scorers(args, &source, device)?;
+    let results = catch("measuring", || measure(args, &source, &scorers, n, device)).into_diagnostic()?;
+    ui::say!("{}", source.title(args));
+    results.iter().for_each(print);
     if let Some(path) = &args.json {
-        let names = ["primary", "independent", "pixels"];
-        let result = |(i, fd): (usize, &f64)| serde_json::json!({ "metric": names[i], "convention": scorers[i].extractor.convention(), "fd": fd });
+        let nfe = source.generator().map(|g| g.sampler.nfe());
         let json = serde_json::json!({
-            "weights": args.weights, "data": data.name, "data_hash": data.hash, "n": args.n, "seed": args.seed,
-            "nfe": sampler.nfe(), "results": distances.iter().enumerate().map(result).collect::<Vec<_>>(),
+            "weights": args.weights, "images": args.images, "reference": args.reference, "seed": args.seed, "nfe": nfe,
+            "results": results,
         });
         write_atomic(path, format!("{json:#}\n").as_bytes()).into_diagnostic()?;
     }
     Ok(Ended::Done)
+}
+
+impl Source {
+    fn open(args: &EvalArgs, device: Device) -> miette::Result<Self> {
+        if let Some(path) = &args.weights {
+            let (card, model, weights) = card::open(path, device)?;
+            let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
+            return Ok(Self::Weights(Box::new(Generator { card, model, weights, sampler })));
+        }
+        if args.reference.is_none() {
+            miette::bail!("--images needs --reference: what to measure them against");
+        }
+        let config = DataConfig { source: args.images.clone().unwrap_or_default(), ..DataConfig::default() };
+        Ok(Self::Images(session::dataset(&config, device)?))
+    }
+
+    fn generator(&self) -> Option<&Generator> {
+        match self {
+            Self::Weights(generator) => Some(generator),
+            Self::Images(_) => None,
+        }
+    }
+
+    /// How many images are measured.
+    fn images(&self, args: &EvalArgs) -> miette::Result<u64> {
+        match self {
+            Self::Weights(_) => Ok(args.n.unwrap_or(SAMPLES)),
+            Self::Images(data) => {
+                let all = data.images.size()[0] as u64;
+                match args.n.unwrap_or(all) {
+                    n if n <= all => Ok(n),
+                    n => Err(miette::miette!("--n {n}: {} holds {all} images", data.name)),
+                }
+            }
+        }
+    }
+
+    fn title(&self, args: &EvalArgs) -> String {
+        match self {
+            Self::Weights(g) => {
+                let path = args.weights.as_deref().unwrap_or(Path::new(""));
+                format!("{}: {} NFE an image, seed {}", path.display(), g.sampler.nfe(), args.seed)
+            }
+            Self::Images(data) => data.name.clone(),
+        }
+    }
+
+    /// Calls `with` for each chunk of the first `n` images, u8 [B,C,H,W].
+    fn chunks(
+        &self,
+        args: &EvalArgs,
+        n: u64,
+        device: Device,
+        mut with: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Self::Weights(g) => {
+                let net = g.model.bind(&g.weights)?;
+                let draw =
+                    sample::Draws { seed: args.seed, stream: Stream::ReportLatents, n, chunk: args.machine.chunk };
+                sample::chunks(&net, &g.sampler, draw, device, with)
+            }
+            Self::Images(data) => {
+                let images = data.images.f_narrow(0, 0, n as i64)?;
+                images.f_split(args.machine.chunk as i64, 0)?.iter().try_for_each(&mut with)
+            }
+        }
+    }
+}
+
+/// The ways of judging: one by a network of published weights; else classifier, independent classifier and pixels.
+fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Scorer>> {
+    let trained = source.generator().map(|g| g.card.metric.clone());
+    let of_images = || ExtractorConfig { inception: Some("auto".into()), ..ExtractorConfig::default() };
+    let mut metric = trained.unwrap_or_else(|| MetricConfig { extractor: of_images(), ..MetricConfig::default() });
+    if let Some(extractor) = &args.extractor {
+        metric.extractor = extractor.clone();
+    }
+    extractor::locate(&metric.extractor).into_diagnostic()?;
+    if let Some(path) = args.reference.as_deref().map(Path::new)
+        && let Some(stats) = reference::statistics(path).into_diagnostic()?
+    {
+        let chw = source.chw();
+        let Some(extractor) = extractor::open(&metric.extractor, chw, device).into_diagnostic()? else {
+            miette::bail!(
+                "{}: statistics of features, which only the extractor that they were computed with can be compared with: \
+                 --extractor inception, or --extractor 'torchscript = \"inception-2015-12-05.pt\", …' for EDM's",
+                path.display()
+            );
+        };
+        let hash = blake3::hash(&std::fs::read(path).into_diagnostic()?).to_hex().to_string();
+        return Ok(vec![Scorer::from_statistics(extractor, stats, &hash).into_diagnostic()?]);
+    }
+    let data = session::dataset(&source.reference_data(args), device)?;
+    let fixed = metric.extractor != ExtractorConfig::default();
+    let suite = session::suite(&data, &metric, device)?;
+    Ok(if fixed { vec![suite.primary] } else { vec![suite.primary, suite.independent, suite.pixels] })
+}
+
+impl Source {
+    /// The shape [C,H,W] of the images.
+    fn chw(&self) -> [i64; 3] {
+        match self {
+            Self::Weights(g) => [g.card.image.channels, g.card.image.resolution, g.card.image.resolution],
+            Self::Images(data) => [1, 2, 3].map(|axis| data.images.size()[axis]),
+        }
+    }
+
+    /// The real images.
+    fn reference_data(&self, args: &EvalArgs) -> DataConfig {
+        let mut config = match self {
+            // The images have to be of the network's size, whatever the dataset's own is.
+            Self::Weights(g) => DataConfig { resolution: Some(g.card.image.resolution), ..g.card.data.clone() },
+            Self::Images(_) => DataConfig::default(),
+        };
+        if let Some(reference) = &args.reference {
+            config.source.clone_from(reference);
+        }
+        config
+    }
+}
+
+/// One pass over the images, for all scorers; what is not a Fréchet distance is measured by the first alone.
+fn measure(args: &EvalArgs, source: &Source, scorers: &[Scorer], n: u64, device: Device) -> Result<Vec<Results>> {
+    let asked = |scorer| match &args.metrics {
+        None => Metrics::all(scorer),
+        Some(metrics) => Metrics {
+            kid: metrics.contains(&Metric::Kid),
+            inception_score: metrics.contains(&Metric::Is),
+            precision_recall: metrics.contains(&Metric::Pr),
+        },
+    };
+    let of = |(i, scorer)| Evaluation::new(scorer, n, if i == 0 { asked(scorer) } else { Metrics::default() });
+    let mut evaluations = scorers.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
+    let bar = ui::bar(n, "images");
+    source.chunks(args, n, device, |images| {
+        evaluations.iter_mut().try_for_each(|evaluation| evaluation.add(images))?;
+        bar.inc(images.size()[0] as u64);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    evaluations.into_iter().map(Evaluation::finish).collect()
+}
+
+fn print(results: &Results) {
+    ui::say!("  {}", results.convention);
+    ui::say!("    FD         {:10.4}", results.fd);
+    if let Some(kid) = &results.kid {
+        let error = kid.standard_error.map_or_else(String::new, |e| format!(" ± {e:.6}"));
+        ui::say!("    KID        {:10.6}{error}  (blocks of {})", kid.mean, kid.block);
+    }
+    if let Some(score) = &results.inception_score {
+        ui::say!("    IS         {:10.4} ± {:.4}", score.mean, score.std);
+    }
+    if let Some(pr) = &results.precision_recall {
+        ui::say!("    precision  {:10.4}\n    recall     {:10.4}", pr.precision, pr.recall);
+    }
 }

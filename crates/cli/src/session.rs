@@ -3,9 +3,9 @@
 use crate::card::Card;
 use crate::config::{Config, Loaded};
 use crate::search::{DEFAULT_NAME, EVALUATIONS};
-use crate::ui;
+use crate::{extractor, ui};
 use lcsc_data::Dataset;
-use lcsc_metrics::{RealImages, Suite};
+use lcsc_metrics::{MetricConfig, RealImages, Suite};
 use lcsc_torch::{Device, Error, Result, catch, default_threads, set_cpu_threads, write_atomic};
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
     /// Feature extractors and reference statistics of the run's data, made ready at the first call.
     pub fn suite(&self) -> miette::Result<&Suite> {
         if self.suite.get().is_none() {
-            let suite = suite(&self.data, self.config.metric.seed, self.device)?;
+            let suite = suite(&self.data, &self.config.metric, self.device)?;
             let _ = self.suite.set(suite);
         }
         self.suite.get().ok_or_else(|| miette::miette!("the metric is not ready"))
@@ -83,8 +83,10 @@ pub fn dataset(config: &lcsc_data::DataConfig, device: Device) -> miette::Result
     Ok(data)
 }
 
-/// Feature extractors, trained on the data or taken from the cache, and reference statistics.
-pub fn suite(data: &Dataset, seed: u64, device: Device) -> miette::Result<Suite> {
+/// Feature extractors, opened, trained on the data or taken from the cache, and reference statistics.
+pub fn suite(data: &Dataset, metric: &MetricConfig, device: Device) -> miette::Result<Suite> {
+    let chw = [1, 2, 3].map(|axis| data.images.size()[axis]);
+    let primary = extractor::open(&metric.extractor, chw, device).into_diagnostic()?;
     let real =
         RealImages { images: &data.images, labels: data.labels.as_ref(), classes: data.classes, hash: &data.hash };
     let bar = ui::bar(0, "steps");
@@ -94,13 +96,15 @@ pub fn suite(data: &Dataset, seed: u64, device: Device) -> miette::Result<Suite>
         bar.set_position(done);
     };
     let cache = cache_folder();
-    let suite = catch("preparing the metric", || Suite::prepare(real, seed, device, cache.as_deref(), &progress));
+    let suite = catch("preparing the metric", || {
+        Suite::prepare(real, primary, metric.seed, device, cache.as_deref(), &progress)
+    });
     bar.finish_and_clear();
     suite.into_diagnostic()
 }
 
 /// Where extractors are kept between runs: `$LCSC_CACHE`, else `lcsc` in the user's cache folder.
-fn cache_folder() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("LCSC_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("lcsc")))

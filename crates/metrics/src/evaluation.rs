@@ -89,7 +89,7 @@ impl<'a> Evaluation<'a> {
         }
         let moments = match n <= scorer.extractor.dim() {
             true => Moments::Features(Vec::new()),
-            false => Moments::Stats(scorer.accumulator()),
+            false => Moments::Stats(StatsAccumulator::new(scorer.extractor.dim(), scorer.extractor.device())),
         };
         Ok(Self {
             scorer,

@@ -3,7 +3,7 @@
 use crate::extractor::Extractor;
 use crate::frechet::Reference;
 use crate::precision_recall::{PrecisionRecall, evenly_spaced, precision_recall};
-use crate::stats::{FeatureStats, StatsAccumulator};
+use crate::stats::FeatureStats;
 use lcsc_torch::{Result, Tensor, bail};
 use serde::Serialize;
 
@@ -44,8 +44,7 @@ pub(crate) struct RealFeatures {
 
 /// One way of judging images: an extractor, and the real images in its feature space.
 ///
-/// To measure several things on one set of images, gather `extractor.features` of its chunks and give them all to
-/// [`FeatureStats::of`] for `reference.distance`, to [`Reference::bootstrap_std`] and to [`Self::precision_recall`].
+/// [`crate::Evaluation`] measures several things on one set of images in one pass.
 #[derive(Debug)]
 pub struct Scorer {
     /// Images to features.
@@ -111,30 +110,7 @@ impl Scorer {
     /// # Errors
     /// Fewer than two images, or another type or shape than the real ones.
     pub fn score(&self, images: &Tensor) -> Result<f64> {
-        let mut stats = self.accumulator();
-        self.add(&mut stats, images)?;
-        self.score_accumulated(stats)
-    }
-
-    /// Empty statistics for [`Self::add`]: the way to score more images than memory holds.
-    pub fn accumulator(&self) -> StatsAccumulator {
-        StatsAccumulator::new(self.extractor.dim(), self.extractor.device())
-    }
-
-    /// Adds the features of images u8 [B,C,H,W].
-    ///
-    /// # Errors
-    /// Another type or shape than the real images.
-    pub fn add(&self, stats: &mut StatsAccumulator, images: &Tensor) -> Result<()> {
-        stats.add(&self.extractor.features(images)?)
-    }
-
-    /// Fréchet distance of all images that were added to the real images.
-    ///
-    /// # Errors
-    /// Fewer than two images.
-    pub fn score_accumulated(&self, stats: StatsAccumulator) -> Result<f64> {
-        self.reference.distance(&stats.finish()?)
+        self.reference.distance(&FeatureStats::of(&self.extractor.features(images)?)?)
     }
 
     /// Precision and recall of generated images by their features [N,D], with k = 3 neighbours; of more than 10,000

@@ -257,21 +257,6 @@ mod tests {
     }
 
     #[test]
-    fn scores_of_batches_equal_the_score_of_all() {
-        let (images, _) = data();
-        let suite = Suite::prepare(real(&images, None), None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
-        let bad = noisy(&images, 40.0);
-        for scorer in scorers(&suite) {
-            let mut stats = scorer.accumulator();
-            for chunk in bad.split(70, 0) {
-                scorer.add(&mut stats, &chunk).unwrap();
-            }
-            let (streamed, whole) = (scorer.score_accumulated(stats).unwrap(), scorer.score(&bad).unwrap());
-            assert!((streamed - whole).abs() < 1e-4 * whole, "{streamed} {whole}");
-        }
-    }
-
-    #[test]
     fn data_that_does_not_fit_is_refused() {
         let (images, labels) = data();
         let refused = |images: &Tensor, labels: Option<&Tensor>| {

@@ -8,7 +8,7 @@ use crate::methods::step_images;
 use crate::score::{Fitness, Latents, ReportScores, Scores};
 use crate::tuning::Tuning;
 use lcsc_diffusion::{Denoiser, Draw, SamplerConfig, generate};
-use lcsc_metrics::{FeatureStats, Scorer, StatsAccumulator, Suite};
+use lcsc_metrics::{Evaluation, FeatureStats, Metrics, Scorer, Suite};
 use lcsc_torch::{Device, Error, Result, Stream, Tensor, Weights, bail, derive_seed, to_u8};
 use lcsc_trajectory::{Partition, Window};
 use std::collections::BTreeMap;
@@ -156,14 +156,8 @@ impl Fitness for SampledFitness<'_> {
         let SearchConfig { images, selection_images, report_images, chunk, .. } = *self.setting.config;
         let fixed = |stream, n| {
             let latents = LatentSet { seed: self.setting.seed, stream, n, chunk };
-            let fd = sampled_distances(
-                &net,
-                self.setting.sampler,
-                &[&self.setting.suite.primary],
-                latents,
-                self.setting.device,
-            )?;
-            Ok(Scores::of(fd[0]))
+            let Setting { sampler, suite, device, .. } = self.setting;
+            Ok(Scores::of(sampled_distance(&net, sampler, &suite.primary, latents, device)?))
         };
         match latents {
             Latents::Search => fixed(Stream::SearchLatents, images),
@@ -208,7 +202,7 @@ impl Fitness for SampledFitness<'_> {
 
 /// Which images to sample: the first `n` of a latent stream, `chunk` at once.
 #[derive(Debug, Clone, Copy)]
-pub struct LatentSet {
+pub(crate) struct LatentSet {
     /// Seed of the latents.
     pub seed: u64,
     /// What they are for.
@@ -229,27 +223,22 @@ impl LatentSet {
     }
 }
 
-/// The Fréchet distance of one and the same N images to each scorer's reference; +∞ for all once a pixel is not finite.
-///
-/// # Errors
-/// The device has no room, or libtorch failed.
-pub fn sampled_distances(
+/// The Fréchet distance of N images to the scorer's reference; +∞ once a pixel is not finite.
+fn sampled_distance(
     net: &Denoiser,
     sampler: &SamplerConfig,
-    scorers: &[&Scorer],
+    scorer: &Scorer,
     latents: LatentSet,
     device: Device,
-) -> Result<Vec<f64>> {
-    let mut stats: Vec<StatsAccumulator> = scorers.iter().map(|s| s.accumulator()).collect();
+) -> Result<f64> {
+    let mut evaluation = Evaluation::new(scorer, latents.n, Metrics::default())?;
     for draw in latents.draws() {
-        let Some(images) = finite_images(net, sampler, draw, device)? else {
-            return Ok(vec![f64::INFINITY; scorers.len()]);
-        };
-        for (scorer, stats) in scorers.iter().zip(&mut stats) {
-            scorer.add(stats, &images)?;
+        match finite_images(net, sampler, draw, device)? {
+            Some(images) => evaluation.add(&images)?,
+            None => return Ok(f64::INFINITY),
         }
     }
-    scorers.iter().zip(stats).map(|(scorer, stats)| scorer.score_accumulated(stats)).collect()
+    Ok(evaluation.finish()?.fd)
 }
 
 /// The features f32 [N,D] of one and the same N images by each scorer's extractor; none once a pixel is not finite.

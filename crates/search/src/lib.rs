@@ -29,7 +29,7 @@ pub use candidate::{Candidate, Model, Origin};
 pub use coefficients::Coefficients;
 pub use config::{Budget, During, Groups, Penalty, SearchConfig, When};
 pub use driver::{Run, run};
-pub use fitness::{LatentSet, Models, SampledFitness, Setting, sampled_distances};
+pub use fitness::{Models, SampledFitness, Setting};
 pub use groups::{groups_of, partition};
 pub use log::{Claim, Evaluation, Header, Record};
 pub use methods::{
