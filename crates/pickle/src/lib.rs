@@ -1,0 +1,19 @@
+//! A restricted reader of Python pickles: data alone, nothing is ever executed.
+//!
+//! [`Pickle::parse`] follows the opcodes and gives a graph of [`Node`]s. Calls and objects are kept as what they are, the name of
+//! a function or class with its arguments and state; none is looked up or run. Names have to be on the list of what
+//! weights and arrays need ([`is_allowed`]), anything else is refused by name. References are ids, so that values that occur
+//! twice are shared and a cycle is no danger to the reader; whoever walks the graph bounds its own depth.
+//!
+//! Memory is bounded by the length of the input: strings and bytes are borrowed from it, and each opcode adds one node at
+//! most.
+
+mod allowed;
+mod error;
+mod machine;
+mod node;
+pub mod numpy;
+
+pub use allowed::is_allowed;
+pub use error::{Error, Result};
+pub use node::{Id, Node, Object, Pickle};
