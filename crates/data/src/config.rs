@@ -1,5 +1,6 @@
 //! Which images to train on.
 
+use crate::crop::Crop;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +16,21 @@ pub(crate) const MAX_RESOLUTION: i64 = 4096;
 pub struct DataConfig {
     /// `digits` (embedded, 1×8×8), or a path: a zip as EDM's `dataset_tool` writes it (png or jpeg, labels in
     /// `dataset.json`), or a folder of png or jpeg files: labelled by a `dataset.json`, else by one sub-folder a class,
-    /// else (flat) unlabelled.
+    /// else (flat) unlabelled; CIFAR-10 as it is published (binary or Python version, archive or folder); the folder of
+    /// ImageNet's downsampled batches; or an `.npz` of images.
     pub source: String,
-    /// Resizes the shorter side to this many pixels (Lanczos) and crops the centre square. Unset: images are taken as
-    /// they are, and must all be squares of one size.
+    /// Which part of a dataset that is published in two: CIFAR-10, ImageNet's batches.
+    pub split: Split,
+    /// Brings every image to a square of this many pixels, as `crop` says. Unset: images are taken as they are, and must
+    /// all be squares of one size.
     #[schemars(range(min = 1, max = MAX_RESOLUTION))]
     pub resolution: Option<i64>,
+    /// How images become squares of the resolution.
+    pub crop: Crop,
+    /// Makes every image RGB: grey ones get three equal channels, transparency is dropped.
+    pub rgb: bool,
+    /// What happens where an image file is damaged.
+    pub on_corrupt: OnCorrupt,
     /// Reads class labels if the dataset has any.
     pub labels: bool,
     /// Mirrors each drawn image left to right with probability ½.
@@ -34,11 +44,37 @@ pub struct DataConfig {
     pub device_budget_mib: u64,
 }
 
+/// A part of a published dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// The images for training.
+    #[default]
+    Train,
+    /// Those held out: CIFAR-10's test batch, ImageNet's validation set.
+    Test,
+}
+
+/// What happens where an image file is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCorrupt {
+    /// The dataset is refused.
+    #[default]
+    Fail,
+    /// The image is left out with its label, and a warning names it.
+    Skip,
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
             source: DIGITS.into(),
+            split: Split::Train,
             resolution: None,
+            crop: Crop::Center,
+            rgb: false,
+            on_corrupt: OnCorrupt::Fail,
             labels: true,
             xflip: false,
             augment: None,

@@ -1,7 +1,7 @@
 //! A dataset in memory.
 
 use crate::config::DataConfig;
-use crate::source::Source;
+use crate::source::{Reader, Source};
 use indicatif::ProgressBar;
 use lcsc_torch::Result;
 use rayon::prelude::*;
@@ -28,7 +28,7 @@ pub struct DataInfo {
 /// As [`Dataset::open`], but for what only shows when all images are decoded.
 pub fn inspect(config: &DataConfig) -> Result<DataInfo> {
     let source = Source::open(config)?;
-    let [channels, resolution, _] = source.shape()?.map(|d| d as i64);
+    let [channels, resolution, _] = source.first()?.shape.map(|d| d as i64);
     Ok(DataInfo { images: source.images(), channels, resolution, classes: source.classes(), name: source.name })
 }
 
@@ -60,25 +60,32 @@ impl Dataset {
     /// images are not square and no resolution is set, or the labels do not fit the images.
     pub fn open(config: &DataConfig, bar: &ProgressBar) -> Result<Dataset> {
         let source = Source::open(config)?;
-        let chw = source.shape()?;
+        let first = source.first()?;
         bar.set_length(source.images() as u64);
         bar.set_position(0);
         bar.set_message(format!("reading {}", source.name));
-        let shape = [source.images(), chw[0], chw[1], chw[2]].map(|d| d as i64);
-        let images = Tensor::f_zeros(shape, (Kind::Uint8, Device::Cpu))?;
+        let [c, h, w] = first.shape.map(|d| d as i64);
+        let images = Tensor::f_zeros([source.images() as i64, c, h, w], (Kind::Uint8, Device::Cpu))?;
         // SAFETY: the tensor was made contiguous here, has this many bytes, and is not used while the slice lives.
         let pixels = unsafe { std::slice::from_raw_parts_mut(images.data_ptr().cast::<u8>(), images.numel()) };
-        let size = chw.iter().product();
-        pixels.par_chunks_mut(size).enumerate().try_for_each_init(
-            || source.reader.clone(),
-            |reader, (i, planes)| source.read(reader, i, chw, planes).inspect(|()| bar.inc(1)),
-        )?;
-        let hash = content_hash(shape, pixels, source.labels.as_deref());
+        let read = |reader: &mut Reader, (i, planes): (usize, &mut [u8])| -> Result<Option<usize>> {
+            let picture = source.read(reader, i, &first)?;
+            bar.inc(1);
+            let Some(picture) = picture else { return Ok(Some(i)) };
+            picture.write_planes(planes);
+            Ok(None)
+        };
+        let places = pixels.par_chunks_mut(first.shape.iter().product()).enumerate();
+        let skipped = places.map_init(|| source.reader.clone(), read).filter_map(Result::transpose);
+        let skipped = skipped.collect::<Result<Vec<usize>>>()?;
+        source.warn_of_skipped(&skipped)?;
+        let images = without(&images, &skipped)?;
+        let labels = source.labels.as_ref().map(|l| without(&Tensor::f_from_slice(l)?, &skipped)).transpose()?;
         Ok(Dataset {
+            hash: content_hash(&images, labels.as_ref())?,
             images,
-            labels: source.labels.as_ref().map(|l| Tensor::f_from_slice(l)).transpose()?,
+            labels,
             classes: source.classes(),
-            hash,
             name: source.name,
             xflip: config.xflip,
             augment: config.augment,
@@ -87,185 +94,31 @@ impl Dataset {
     }
 }
 
+/// A tensor without the given rows.
+fn without(tensor: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    if rows.is_empty() {
+        return Ok(tensor.shallow_clone());
+    }
+    let kept: Vec<i64> = (0..tensor.size()[0]).filter(|&i| rows.binary_search(&(i as usize)).is_err()).collect();
+    Ok(tensor.f_index_select(0, &Tensor::f_from_slice(&kept)?)?)
+}
+
 /// BLAKE3 of shape, pixels and labels, in hex.
-fn content_hash(shape: [i64; 4], pixels: &[u8], labels: Option<&[i64]>) -> String {
+fn content_hash(images: &Tensor, labels: Option<&Tensor>) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    shape.iter().for_each(|d| _ = hasher.update(&d.to_le_bytes()));
-    hasher.update(pixels);
-    labels.into_iter().flatten().for_each(|class| _ = hasher.update(&class.to_le_bytes()));
-    hasher.finalize().to_hex().to_string()
+    images.size().iter().for_each(|d| _ = hasher.update(&d.to_le_bytes()));
+    hasher.update(bytes(images));
+    if let Some(labels) = labels {
+        Vec::<i64>::try_from(labels)?.iter().for_each(|class| _ = hasher.update(&class.to_le_bytes()));
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The pixels of contiguous u8 images in host memory.
+pub(crate) fn bytes(images: &Tensor) -> &[u8] {
+    // SAFETY: u8 tensors of datasets are contiguous, have this many bytes, and live as long as the slice.
+    unsafe { std::slice::from_raw_parts(images.data_ptr().cast::<u8>(), images.numel()) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
-    use std::io::{Cursor, Write};
-    use std::path::Path;
-    use tempfile::TempDir;
-
-    fn config(source: &Path) -> DataConfig {
-        DataConfig { source: source.display().to_string(), ..DataConfig::default() }
-    }
-
-    fn open(config: &DataConfig) -> Result<Dataset> {
-        Dataset::open(config, &ProgressBar::hidden())
-    }
-
-    fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
-        let mut bytes = Cursor::new(Vec::new());
-        image.into().write_to(&mut bytes, format).unwrap();
-        bytes.into_inner()
-    }
-
-    fn rgb(side: u32, red: u8) -> Vec<u8> {
-        encoded(RgbImage::from_fn(side, side, |x, y| Rgb([red, x as u8, y as u8])), ImageFormat::Png)
-    }
-
-    fn grey(w: u32, h: u32) -> Vec<u8> {
-        encoded(GrayImage::from_pixel(w, h, Luma([7])), ImageFormat::Png)
-    }
-
-    /// A zip, or the same files in a folder.
-    fn zip(folder: &TempDir, files: &[(&str, Vec<u8>)]) -> DataConfig {
-        let path = folder.path().join("set.zip");
-        let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
-        for (name, bytes) in files {
-            zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
-            zip.write_all(bytes).unwrap();
-        }
-        zip.finish().unwrap();
-        config(&path)
-    }
-
-    fn folder(folder: &TempDir, files: &[(&str, Vec<u8>)]) -> DataConfig {
-        for (name, bytes) in files {
-            let path = folder.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        }
-        config(folder.path())
-    }
-
-    fn refusal(files: &[(&str, Vec<u8>)]) -> String {
-        let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-        let text = open(&zip(&a, files)).unwrap_err().to_string();
-        assert!(text.starts_with(&a.path().display().to_string()), "{text}");
-        open(&folder(&b, files)).unwrap_err();
-        text
-    }
-
-    fn bytes(tensor: &Tensor) -> Vec<u8> {
-        Vec::try_from(tensor.flatten(0, -1)).unwrap()
-    }
-
-    fn classes(dataset: &Dataset) -> Vec<i64> {
-        Vec::try_from(dataset.labels.as_ref().unwrap()).unwrap()
-    }
-
-    #[test]
-    fn the_digits_are_embedded() {
-        let bar = ProgressBar::hidden();
-        let digits = Dataset::open(&DataConfig::default(), &bar).unwrap();
-        assert_eq!(digits.images.size(), [1797, 1, 8, 8]);
-        assert_eq!(digits.images.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[]), 8_953_801);
-        assert_eq!(classes(&digits)[..4], [0, 1, 2, 3]);
-        assert_eq!((bar.length(), bar.position(), bar.message().as_str()), (Some(1797), 1797, "reading digits"));
-        let info = DataInfo { images: 1797, channels: 1, resolution: 8, classes: 10, name: "digits".into() };
-        assert_eq!(inspect(&DataConfig::default()).unwrap(), info);
-        let larger = DataConfig { resolution: Some(16), labels: false, ..DataConfig::default() };
-        assert_eq!(inspect(&larger).unwrap(), DataInfo { resolution: 16, classes: 0, ..info });
-    }
-
-    #[test]
-    fn a_zip_is_read_in_the_order_of_its_names() {
-        let jpeg = encoded(RgbImage::from_pixel(4, 4, Rgb([200, 100, 50])), ImageFormat::Jpeg);
-        let index = br#"{"labels": [["00/a.PNG", 4], ["00/b.jpg", 0]]}"#.to_vec();
-        let place = TempDir::new().unwrap();
-        let config = zip(&place, &[("00/b.jpg", jpeg), ("dataset.json", index), ("00/a.PNG", rgb(4, 9))]);
-        let set = open(&config).unwrap();
-        assert_eq!(set.images.size(), [2, 3, 4, 4]);
-        assert_eq!((classes(&set), set.classes, set.name.as_str()), (vec![4, 0], 5, "set"));
-        let png = bytes(&set.images.get(0));
-        assert_eq!(png[..16], [9; 16]);
-        assert_eq!(png[16..24], [0, 1, 2, 3, 0, 1, 2, 3]);
-        assert_eq!(png[32..40], [0, 0, 0, 0, 1, 1, 1, 1]);
-        let jpeg = bytes(&set.images.get(1));
-        assert!(
-            [(0, 200), (16, 100), (32, 50)].iter().all(|(at, v): &(usize, u8)| jpeg[*at].abs_diff(*v) <= 3),
-            "{jpeg:?}"
-        );
-        assert!(open(&DataConfig { labels: false, ..config }).unwrap().labels.is_none());
-    }
-
-    #[test]
-    fn folders_are_flat_or_have_a_sub_folder_a_class_or_an_index() {
-        let files = |names: [&'static str; 3]| names.map(|name| (name, grey(2, 2)));
-        let place = TempDir::new().unwrap();
-        let set = open(&folder(&place, &files(["dog/1.png", "cat/1.png", "dog/.hidden.png"]))).unwrap();
-        assert_eq!((set.images.size(), classes(&set), set.classes), (vec![2, 1, 2, 2], vec![0, 1], 2));
-        let place = TempDir::new().unwrap();
-        let set = open(&folder(&place, &files(["1.png", "2.png", "3.png"]))).unwrap();
-        assert_eq!((set.images.size(), set.labels.is_none(), set.classes), (vec![3, 1, 2, 2], true, 0));
-        let index = br#"{"labels": null}"#.to_vec();
-        let place = TempDir::new().unwrap();
-        let set = open(&folder(&place, &[("00/1.png", grey(2, 2)), ("dataset.json", index)])).unwrap();
-        assert!(set.labels.is_none());
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_with_its_remedy() {
-        let text = refusal(&[("a.png", rgb(4, 0)), ("b.png", rgb(5, 0))]);
-        assert!(text.contains("`b.png` is 5×5 (H×W), the first image `a.png` 4×4: set data.resolution"), "{text}");
-        let text = refusal(&[("a.png", rgb(4, 0)), ("b.png", grey(4, 4))]);
-        assert!(text.contains("`b.png` has channels: 1, the first image `a.png`: 3"), "{text}");
-        let text = refusal(&[("a.png", grey(4, 6))]);
-        assert!(text.contains("`a.png` is 6×4 (H×W), not square: set data.resolution"), "{text}");
-        let text = refusal(&[("a.png", grey(4, 4)), ("b.png", grey(4, 4)[..40].to_vec())]);
-        assert!(text.contains("`b.png` is no readable image"), "{text}");
-        let text = refusal(&[("a.txt", vec![1])]);
-        assert!(text.contains("holds no images"), "{text}");
-        let text = refusal(&[("a.png", grey(4, 4)), ("dataset.json", br#"{"labels": []}"#.to_vec())]);
-        assert!(text.contains("no label for `a.png`"), "{text}");
-    }
-
-    #[test]
-    fn wrong_sources_resolutions_and_probabilities_are_refused() {
-        let text = open(&config(Path::new("/no/such"))).unwrap_err().to_string();
-        assert!(text.contains("data.source = \"/no/such\"") && text.contains("an EDM zip or a folder"), "{text}");
-        let place = TempDir::new().unwrap();
-        std::fs::write(place.path().join("x.zip"), b"PK no").unwrap();
-        let text = inspect(&config(&place.path().join("x.zip"))).unwrap_err().to_string();
-        assert!(text.contains("is no whole zip"), "{text}");
-        for r in [0, 1 << 40] {
-            let text = inspect(&DataConfig { resolution: Some(r), ..DataConfig::default() }).unwrap_err().to_string();
-            assert!(text.contains(&format!("data.resolution = {r}: expected")), "{text}");
-        }
-        for p in [0.0, -0.1, 1.5, f64::NAN] {
-            let text = inspect(&DataConfig { augment: Some(p), ..DataConfig::default() }).unwrap_err().to_string();
-            assert!(text.contains(&format!("data.augment = {p}: expected")), "{text}");
-        }
-        inspect(&DataConfig { augment: Some(1.0), ..DataConfig::default() }).unwrap();
-    }
-
-    #[test]
-    fn a_resolution_brings_images_to_one_size() {
-        let place = TempDir::new().unwrap();
-        let config = zip(&place, &[("a.png", grey(4, 6)), ("b.png", grey(9, 5))]);
-        let set = open(&DataConfig { resolution: Some(8), ..config }).unwrap();
-        assert_eq!(set.images.size(), [2, 1, 8, 8]);
-        assert_eq!(bytes(&set.images), [7; 128]);
-    }
-
-    #[test]
-    fn the_hash_is_of_the_content() {
-        let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-        let index = |class| (("dataset.json"), format!(r#"{{"labels": [["a.png", {class}]]}}"#).into_bytes());
-        let hash = |config: &DataConfig| open(config).unwrap().hash;
-        let zipped = hash(&zip(&a, &[("a.png", rgb(4, 0)), index(1)]));
-        assert_eq!(zipped, hash(&folder(&b, &[("a.png", rgb(4, 0)), index(1)])));
-        assert_ne!(zipped, hash(&folder(&b, &[("a.png", rgb(4, 0)), index(0)])));
-        assert_ne!(zipped, hash(&folder(&b, &[("a.png", rgb(4, 1)), index(1)])));
-        assert_ne!(zipped, hash(&DataConfig { labels: false, ..config(b.path()) }));
-    }
-}
+mod tests;

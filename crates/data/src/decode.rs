@@ -1,89 +1,93 @@
-//! One image: from the bytes of a file to planes of pixels.
+//! One image out of the bytes of a file.
 
-use image::imageops::FilterType;
-use image::{DynamicImage, GrayImage, Luma};
+use crate::picture::Picture;
+use image::{DynamicImage, ImageError, ImageReader, Limits};
+use std::io::Cursor;
 
-/// An 8-bit grey or RGB image out of a png or jpeg file.
+/// Most pixels a side, beyond those of any photograph in a dataset.
+const MAX_SIDE: u32 = 1 << 14;
+/// Most bytes that decoding one image may take.
+const MAX_BYTES: u64 = 1 << 29;
+
+/// Why there is no image: what is wrong, to follow the file's name.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// The file is damaged.
+    Corrupt(String),
+    /// It is a sound image of a kind that cannot be used.
+    Unfit(String),
+}
+
+/// An 8-bit grey or RGB image out of a png or jpeg file; with `rgb` always RGB, also of grey and transparent ones.
 ///
 /// # Errors
-/// The bytes are no such image: what is wrong, to follow the file's name.
-pub(crate) fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
-    match image::load_from_memory(bytes).map_err(|e| format!("is no readable image ({e})"))? {
-        image @ (DynamicImage::ImageLuma8(_) | DynamicImage::ImageRgb8(_)) => Ok(image),
-        other => Err(format!("has pixels of type {:?}, expected 8-bit grey or RGB: convert it", other.color())),
-    }
+/// The bytes are no such image, or a larger one than any dataset has.
+pub(crate) fn decode(bytes: &[u8], rgb: bool) -> Result<Picture, Flaw> {
+    let image = read(bytes).map_err(|e| Flaw::Corrupt(format!("is no readable image ({e})")))?;
+    let image = match image {
+        DynamicImage::ImageLumaA8(_) | DynamicImage::ImageRgba8(_) if rgb => image.to_rgb8().into(),
+        other => other,
+    };
+    let picture = Picture::try_from(image).map_err(|other| {
+        let transparent =
+            if other.color().has_alpha() { " or set data.rgb = true, which drops transparency" } else { "" };
+        let found = format!("has pixels of type {:?}, expected 8-bit grey or RGB", other.color());
+        Flaw::Unfit(format!("{found}: convert it{transparent}"))
+    })?;
+    Ok(if rgb { picture.into_rgb() } else { picture })
 }
 
-/// A grey image of H×W = `side`² pixels.
-pub(crate) fn grey(pixels: &[u8], side: usize) -> DynamicImage {
-    GrayImage::from_fn(side as u32, side as u32, |x, y| Luma([pixels[y as usize * side + x as usize]])).into()
-}
-
-/// The centre square after the shorter side was resized to `resolution` (Lanczos, widened where it shrinks).
-pub(crate) fn fit(image: DynamicImage, resolution: u32) -> DynamicImage {
-    if (image.width(), image.height()) == (resolution, resolution) {
-        return image;
-    }
-    image.resize_to_fill(resolution, resolution, FilterType::Lanczos3)
-}
-
-/// Channels, height, width.
-pub(crate) fn shape(image: &DynamicImage) -> [usize; 3] {
-    [image.color().channel_count() as usize, image.height() as usize, image.width() as usize]
-}
-
-/// Pixels as u8 C×H×W.
-pub(crate) fn write_planes(image: &DynamicImage, planes: &mut [u8]) {
-    let [channels, h, w] = shape(image);
-    for (c, plane) in planes.chunks_exact_mut(h * w).enumerate() {
-        for (to, from) in plane.iter_mut().zip(image.as_bytes()[c..].iter().step_by(channels)) {
-            *to = *from;
-        }
-    }
+fn read(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_BYTES);
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    reader.limits(limits);
+    reader.decode()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{ImageFormat, Rgb, RgbImage};
-    use std::io::Cursor;
+    use image::{GrayAlphaImage, ImageFormat, LumaA};
 
-    #[test]
-    fn colours_become_planes() {
-        let image = RgbImage::from_fn(3, 2, |x, y| Rgb([x as u8, 10 + y as u8, 20])).into();
-        let mut planes = vec![0; 18];
-        write_planes(&image, &mut planes);
-        assert_eq!(planes, [0, 1, 2, 0, 1, 2, 10, 10, 10, 11, 11, 11, 20, 20, 20, 20, 20, 20]);
-    }
-
-    #[test]
-    fn fitting_keeps_the_centre_square() {
-        // Dark left and right thirds around a bright square: the crop sees the square alone, at any scale.
-        let wide = GrayImage::from_fn(36, 12, |x, _| Luma([if (12..24).contains(&x) { 200 } else { 10 }]));
-        let same = fit(wide.clone().into(), 12);
-        assert_eq!(same.as_bytes(), [200; 144]);
-        for resolution in [6, 24] {
-            let image = fit(wide.clone().into(), resolution);
-            assert_eq!(shape(&image), [1, resolution as usize, resolution as usize]);
-            let middle = image.as_luma8().unwrap().get_pixel(resolution / 2, resolution / 2).0[0];
-            assert!(middle.abs_diff(200) <= 6, "{middle}"); // beside the edge the filter rings
-        }
-    }
-
-    #[test]
-    fn shrinking_averages() {
-        // A checkerboard of single pixels has no frequency that survives halving: grey all over, no aliasing.
-        let board = GrayImage::from_fn(32, 32, |x, y| Luma([if (x + y) % 2 == 0 { 255 } else { 0 }]));
-        let small = fit(board.into(), 8);
-        assert!(small.as_bytes().iter().all(|v| v.abs_diff(127) <= 16), "{:?}", small.as_bytes());
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+        let mut png = Cursor::new(Vec::new());
+        image.into().write_to(&mut png, ImageFormat::Png).unwrap();
+        png.into_inner()
     }
 
     #[test]
     fn other_pixels_and_other_bytes_are_refused() {
-        let mut png = Cursor::new(Vec::new());
-        image::RgbaImage::new(2, 2).write_to(&mut png, ImageFormat::Png).unwrap();
-        let text = decode(png.get_ref()).unwrap_err();
-        assert!(text.contains("Rgba8, expected 8-bit grey or RGB"), "{text}");
-        assert!(decode(b"text").unwrap_err().starts_with("is no readable image"));
+        let Err(Flaw::Unfit(text)) = decode(&png(image::RgbaImage::new(2, 2)), false) else { panic!("transparent") };
+        assert!(text.contains("Rgba8, expected 8-bit grey or RGB") && text.contains("data.rgb = true"), "{text}");
+        let deep = image::ImageBuffer::<image::Luma<u16>, _>::new(2, 2);
+        let Err(Flaw::Unfit(text)) = decode(&png(deep), true) else { panic!("16 bits") };
+        assert!(text.ends_with("convert it"), "{text}");
+        assert!(matches!(decode(b"text", false), Err(Flaw::Corrupt(text)) if text.starts_with("is no readable image")));
+    }
+
+    #[test]
+    fn all_become_rgb_where_that_is_asked() {
+        let grey = png(GrayAlphaImage::from_pixel(2, 1, LumaA([9, 0])));
+        assert_eq!(decode(&grey, true).unwrap().pixels, [9; 6]);
+    }
+
+    #[test]
+    fn an_image_that_claims_to_be_huge_is_not_begun() {
+        let mut bytes = png(image::GrayImage::new(2, 2));
+        bytes[16..24].copy_from_slice(&[0, 0, 255, 255, 0, 0, 255, 255]);
+        let crc = crc32(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+        assert!(matches!(decode(&bytes, false), Err(Flaw::Corrupt(text)) if text.contains("limit")));
+    }
+
+    /// That of PNG chunks.
+    fn crc32(bytes: &[u8]) -> u32 {
+        let step = |crc: u32, byte: &u8| {
+            (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
+        };
+        !bytes.iter().fold(!0, step)
     }
 }

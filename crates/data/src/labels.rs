@@ -7,6 +7,17 @@ use std::collections::{BTreeSet, HashMap};
 /// The file that holds the labels.
 pub(crate) const INDEX: &str = "dataset.json";
 
+/// More classes than any dataset has: labels beyond are slips, and a network for so many would exhaust the memory.
+const MAX_CLASSES: i64 = 100_000;
+
+/// Refuses classes that are none, or what is wrong with them.
+pub(crate) fn check(classes: &[i64]) -> std::result::Result<(), String> {
+    match classes.iter().position(|class| !(0..MAX_CLASSES).contains(class)) {
+        None => Ok(()),
+        Some(i) => Err(format!("image {i} has class {}, expected classes 0, 1, … below {MAX_CLASSES}", classes[i])),
+    }
+}
+
 #[derive(Deserialize)]
 struct Index {
     labels: Option<Vec<(String, u32)>>,
@@ -40,6 +51,7 @@ pub(crate) fn from_index(json: &[u8], names: &[String]) -> Result<Option<Vec<i64
             "`{INDEX}` labels `{name}` (and {others} more), which is no png or jpeg here: restore it or drop the label"
         );
     }
+    check(&found).map_err(|e| Error::msg(format!("`{INDEX}`: {e}")))?;
     Ok(Some(found))
 }
 

@@ -4,15 +4,27 @@
 mod augment;
 mod batch;
 mod config;
+mod convert;
+mod crop;
 mod dataset;
 mod decode;
 mod digits;
 mod labels;
+mod picture;
+mod resize;
 mod sampler;
 mod source;
+mod summary;
+#[cfg(test)]
+mod testing;
 
 pub use augment::{AUGMENT_DIM, Augmentation};
 pub use batch::Batch;
-pub use config::{DIGITS, DataConfig};
+pub use config::{DIGITS, DataConfig, OnCorrupt, Split};
+pub use convert::convert;
+pub use crop::Crop;
 pub use dataset::{DataInfo, Dataset, inspect};
+pub use picture::Picture;
+pub use resize::{Filter, resize};
 pub use sampler::Sampler;
+pub use summary::{Summary, summarize};
