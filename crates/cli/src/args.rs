@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::data::DataCommand;
 use crate::search::Compared;
 use clap::{Parser, Subcommand};
 use lcsc_metrics::ExtractorConfig;
@@ -36,6 +37,9 @@ pub enum Command {
     Sample(SampleArgs),
     /// Measure a weights file or images against a dataset or statistics of one.
     Eval(EvalArgs),
+    /// Prepare, show or fetch datasets.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Tell what this machine offers, and what a config needs.
     Doctor {
         /// Also estimate the disk that this config needs.

@@ -4,6 +4,7 @@ mod args;
 mod card;
 mod check;
 mod config;
+mod data;
 mod doctor;
 mod document;
 mod during;
@@ -61,6 +62,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Merge(a) => merge::command(&a),
         Command::Sample(a) => sample::command(&a),
         Command::Eval(a) => eval::command(&a),
+        Command::Data(command) => data::command(&command, signals),
         Command::Doctor { config } => doctor::command(config.as_deref()),
         Command::Config(command) => config_command(command),
         Command::Completions { shell } => {
