@@ -6,7 +6,9 @@ pub fn is_allowed(module: &str, name: &str) -> bool {
     match module {
         "collections" => name == "OrderedDict",
         "_codecs" => name == "encode",
-        "builtins" | "__builtin__" => matches!(name, "set" | "frozenset" | "bytearray" | "dict" | "list" | "tuple" | "object"),
+        "builtins" | "__builtin__" => {
+            matches!(name, "set" | "frozenset" | "bytearray" | "dict" | "list" | "tuple" | "object")
+        }
         "copyreg" | "copy_reg" => name == "_reconstructor",
         "torch" => name.ends_with("Storage") || is_dtype(name) || matches!(name, "Size" | "device" | "Tensor"),
         "torch.cuda" => name.ends_with("Storage"),
@@ -14,6 +16,7 @@ pub fn is_allowed(module: &str, name: &str) -> bool {
         "torch._utils" => matches!(name, "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_parameter"),
         "torch.nn.parameter" => name == "Parameter",
         "numpy.core.multiarray" | "numpy._core.multiarray" => matches!(name, "_reconstruct" | "scalar"),
+        "numpy.core.numeric" | "numpy._core.numeric" => name == "_frombuffer",
         "numpy" => matches!(name, "ndarray" | "dtype"),
         "torch_utils.persistence" => name == "_reconstruct_persistent_obj",
         "dnnlib.util" => name == "EasyDict",

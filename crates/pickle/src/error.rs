@@ -17,7 +17,10 @@ pub enum Error {
         at: usize,
     },
     /// A class or function that is not on the list.
-    #[error("the pickle names `{0}`, which weights and arrays do not need: refused")]
+    #[error(
+        "the pickle names `{0}`, which weights and arrays do not need: refused; where it was made, save its state \
+             dict or array alone"
+    )]
     Forbidden(String),
     /// Opcodes that do not fit together.
     #[error("the pickle is damaged at byte {at}: {what}")]

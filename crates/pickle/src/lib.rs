@@ -5,8 +5,20 @@
 //! weights and arrays need ([`is_allowed`]), anything else is refused by name. References are ids, so that values that occur
 //! twice are shared and a cycle is no danger to the reader; whoever walks the graph bounds its own depth.
 //!
-//! Memory is bounded by the length of the input: strings and bytes are borrowed from it, and each opcode adds one node at
-//! most.
+//! Memory is bounded by the length of the input (less than 100 bytes for each of its): strings and bytes are borrowed from
+//! it, and each opcode adds one node at most.
+//!
+//! ```
+//! use lcsc_pickle::{Pickle, numpy::Array};
+//! # fn main() -> lcsc_pickle::Result<()> {
+//! let file = b"\x80\x02}U\x06labels]K\x03as."; // {"labels": [3]}, as Python 2 writes it
+//! let pickle = Pickle::parse(file)?;
+//! let labels = pickle.get(pickle.root(), "labels").map(|id| pickle.tuple(id)).transpose()?.unwrap_or_default();
+//! assert_eq!(pickle.int(labels[0])?, 3);
+//! assert!(Array::read(&pickle, labels[0]).is_err()); // an integer, no array
+//! # Ok(())
+//! # }
+//! ```
 
 mod allowed;
 mod error;
@@ -17,3 +29,6 @@ pub mod numpy;
 pub use allowed::is_allowed;
 pub use error::{Error, Result};
 pub use node::{Id, Node, Object, Pickle};
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@ impl<'a> Pickle<'a> {
     /// # Errors
     /// It is cut off or damaged, has an opcode that data does not need, or names a class or function that is not on the list.
     pub fn parse(input: &'a [u8]) -> Result<Pickle<'a>> {
-        let mut machine = Machine { input, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+        let mut machine =
+            Machine { input, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
         loop {
             let at = machine.at;
             let code = machine.byte()?;
@@ -93,7 +94,8 @@ impl<'a> Machine<'a> {
             b'K' => Node::Int(self.byte()?.into()),
             b'M' => Node::Int(u16::from_le_bytes(self.array()?).into()),
             _ => {
-                let length = if code == 0x8a { self.byte()?.into() } else { u32::from_le_bytes(self.array()?) as usize };
+                let length =
+                    if code == 0x8a { self.byte()?.into() } else { u32::from_le_bytes(self.array()?) as usize };
                 let bytes = self.take(length)?;
                 match bytes.last() {
                     None => Node::Int(0),
@@ -135,7 +137,8 @@ impl<'a> Machine<'a> {
             }
             _ => {
                 let n = usize::from(code - 0x84);
-                let first = self.stack.len().checked_sub(n).filter(|first| self.marks.last().is_none_or(|m| m <= first));
+                let first =
+                    self.stack.len().checked_sub(n).filter(|first| self.marks.last().is_none_or(|m| m <= first));
                 let first = first.ok_or_else(|| self.damaged("a tuple of more than there is"))?;
                 Node::Tuple(self.stack.split_off(first))
             }
@@ -206,7 +209,13 @@ impl<'a> Machine<'a> {
                 if !matches!(self.nodes[callee.0], Node::Global { .. }) {
                     return Err(self.damaged("a call of what is no class or function"));
                 }
-                self.push(Node::Object(Box::new(Object { callee, args, state: None, entries: Vec::new(), elements: Vec::new() })));
+                self.push(Node::Object(Box::new(Object {
+                    callee,
+                    args,
+                    state: None,
+                    entries: Vec::new(),
+                    elements: Vec::new(),
+                })));
             }
         }
         Ok(())
@@ -273,7 +282,8 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.input.len()).ok_or(Error::CutOff(self.input.len()))?;
+        let end =
+            self.at.checked_add(n).filter(|&end| end <= self.input.len()).ok_or(Error::CutOff(self.input.len()))?;
         let bytes = &self.input[self.at..end];
         self.at = end;
         Ok(bytes)

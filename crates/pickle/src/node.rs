@@ -84,6 +84,11 @@ impl<'a> Pickle<'a> {
         &self.nodes[id.0]
     }
 
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node<'a>] {
+        &self.nodes
+    }
+
     /// An integer.
     ///
     /// # Errors
@@ -102,7 +107,9 @@ impl<'a> Pickle<'a> {
     pub fn text(&self, id: Id) -> Result<&str> {
         match self.node(id) {
             Node::Text(text) => Ok(text),
-            Node::Bytes(bytes) => std::str::from_utf8(bytes).map_err(|_| Error::Unexpected("bytes that are no text".into())),
+            Node::Bytes(bytes) => {
+                std::str::from_utf8(bytes).map_err(|_| Error::Unexpected("bytes that are no text".into()))
+            }
             other => Err(unexpected("text", other)),
         }
     }
@@ -115,7 +122,8 @@ impl<'a> Pickle<'a> {
         match self.node(id) {
             Node::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
             Node::Object(object) if self.is_global(object.callee, "_codecs", "encode") => {
-                let text = self.text(*self.tuple(object.args)?.first().ok_or_else(|| wrong("encode() without text"))?)?;
+                let text =
+                    self.text(*self.tuple(object.args)?.first().ok_or_else(|| wrong("encode() without text"))?)?;
                 let latin: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
                 latin.map(Cow::Owned).ok_or_else(|| wrong("bytes in text that is not Latin-1"))
             }
@@ -190,7 +198,9 @@ pub(crate) fn unexpected(expected: &str, found: &Node) -> Error {
         Node::List(_) => "a list",
         Node::Set(_) => "a set",
         Node::Dict(_) => "a dict",
-        Node::Global { name, .. } => return Error::Unexpected(format!("expected {expected}, found the class `{name}`")),
+        Node::Global { name, .. } => {
+            return Error::Unexpected(format!("expected {expected}, found the class `{name}`"));
+        }
         Node::Object(_) => "an object",
         Node::Persistent(_) => "a value outside the pickle",
     };

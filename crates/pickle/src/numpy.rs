@@ -1,7 +1,7 @@
 //! NumPy's arrays and scalars inside pickles.
 
 use crate::error::{Error, Result};
-use crate::node::{Id, Pickle};
+use crate::node::{Id, Node, Pickle};
 use std::borrow::Cow;
 
 /// An array in row-major order, little-endian.
@@ -16,25 +16,42 @@ pub struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    /// The array of an `ndarray` node.
+    /// The array or scalar that a node is; a scalar has no axes.
     ///
     /// # Errors
     /// The node is something else, or the array is big-endian, in column order, of objects, or of another size than its
     /// bytes.
     pub fn read(pickle: &Pickle<'a>, id: Id) -> Result<Array<'a>> {
-        let wrong = |what: &str| Error::Unexpected(format!("expected a NumPy array: {what}"));
         let object = pickle.object(id).ok_or_else(|| wrong("found no object"))?;
-        let is_array = matches!(
-            pickle.global(object.callee),
-            Some(("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"))
-        );
-        let state = object.state.filter(|_| is_array).ok_or_else(|| wrong("found another object"))?;
-        let &[_, shape, dtype, by_columns, bytes] = pickle.tuple(state)? else { return Err(wrong("its state is none")) };
-        if *pickle.node(by_columns) == crate::Node::Bool(true) {
+        let (module, name) = pickle.global(object.callee).unwrap_or_default();
+        match (module, name, object.state, pickle.tuple(object.args)?) {
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct", Some(state), _) => {
+                match pickle.tuple(state)? {
+                    &[_, shape, dtype, by_columns, bytes] => {
+                        let by_columns = *pickle.node(by_columns) == Node::Bool(true);
+                        Self::checked(pickle, Some(shape), dtype, bytes, by_columns)
+                    }
+                    _ => Err(wrong("its state is none")),
+                }
+            }
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar", _, &[dtype, bytes]) => {
+                Self::checked(pickle, None, dtype, bytes, false)
+            }
+            // Protocol 5.
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer", _, &[bytes, dtype, shape, order]) => {
+                Self::checked(pickle, Some(shape), dtype, bytes, pickle.text(order)? == "F")
+            }
+            _ => Err(wrong("found another object")),
+        }
+    }
+
+    fn checked(pickle: &Pickle<'a>, shape: Option<Id>, dtype: Id, bytes: Id, by_columns: bool) -> Result<Array<'a>> {
+        if by_columns {
             return Err(wrong("its values lie in column order; save it with numpy.ascontiguousarray"));
         }
         let size = |&axis: &Id| usize::try_from(pickle.int(axis)?).map_err(|_| wrong("an axis of negative size"));
-        let shape = pickle.tuple(shape)?.iter().map(size).collect::<Result<Vec<_>>>()?;
+        let axes = shape.map_or(Ok(&[][..]), |shape| pickle.tuple(shape))?;
+        let shape = axes.iter().map(size).collect::<Result<Vec<_>>>()?;
         let (dtype, width) = self::dtype(pickle, dtype)?;
         let bytes = pickle.bytes(bytes)?;
         let expected = shape.iter().try_fold(width, |n, &axis| n.checked_mul(axis));
@@ -55,6 +72,10 @@ impl<'a> Array<'a> {
         let (values, _) = self.bytes.as_chunks::<8>();
         Ok(values.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect())
     }
+}
+
+fn wrong(what: &str) -> Error {
+    Error::Unexpected(format!("expected a NumPy array: {what}"))
 }
 
 /// Name and bytes of a type.
