@@ -28,8 +28,8 @@ impl Files {
     pub(super) fn bytes(&mut self, name: &str) -> Checked<Vec<u8>> {
         let unreadable = |e: std::io::Error| format!("cannot be read ({e})");
         match self {
-            Files::Zip(archive) => read(archive.by_name(name).map_err(|e| unreadable(e.into()))?),
-            Files::Folder(folder) => read(std::fs::File::open(folder.join(name)).map_err(unreadable)?),
+            Files::Zip(archive) => read(archive.by_name(name).map_err(|e| unreadable(e.into()))?, MAX_FILE),
+            Files::Folder(folder) => read(std::fs::File::open(folder.join(name)).map_err(unreadable)?, MAX_FILE),
         }
     }
 
@@ -59,11 +59,12 @@ impl Files {
     }
 }
 
-fn read(file: impl Read) -> Checked<Vec<u8>> {
+/// At most `limit` bytes, however many more would come.
+fn read(file: impl Read, limit: u64) -> Checked<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read ({e})"))?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(format!("is larger than {} MiB", MAX_FILE >> 20));
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read ({e})"))?;
+    if bytes.len() as u64 > limit {
+        return Err(format!("is larger than {limit} bytes"));
     }
     Ok(bytes)
 }
@@ -113,4 +114,15 @@ fn is_image(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
     let hidden = name.split('/').any(|part| part.starts_with('.'));
     matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg")) && !hidden
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_left_at_the_limit() {
+        assert_eq!(read(std::io::repeat(7), 1000).unwrap_err(), "is larger than 1000 bytes");
+        assert_eq!(read(&[7; 1000][..], 1000).unwrap().len(), 1000);
+    }
 }

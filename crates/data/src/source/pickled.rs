@@ -9,8 +9,14 @@ use std::borrow::Cow;
 pub(super) fn read(batch: &Bytes) -> Checked<(Bytes, usize, Vec<i64>)> {
     let wrong = |e: lcsc_pickle::Error| format!("cannot be read ({e})");
     let pickle = Pickle::parse(batch).map_err(wrong)?;
+    let entries = pickle.entries(pickle.root()).unwrap_or_default();
+    // Python 3 may have written keys of Python 2 as bytes in text.
+    let is = |node, key: &str| {
+        pickle.bytes(node).is_ok_and(|found| *found == *key.as_bytes()) || pickle.text(node) == Ok(key)
+    };
     let key = |key: &str| {
-        pickle.get(pickle.root(), key).ok_or_else(|| format!("is no pickled dict with `{key}`: the file is damaged"))
+        let entry = entries.iter().rev().find(|(node, _)| is(*node, key));
+        entry.map(|(_, value)| *value).ok_or_else(|| format!("is no pickled dict with `{key}`: the file is damaged"))
     };
     let Array { shape, dtype, bytes } = Array::read(&pickle, key("data")?).map_err(wrong)?;
     let &[images, columns] = shape.as_slice() else {
