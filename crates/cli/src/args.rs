@@ -5,6 +5,7 @@ use crate::search::Compared;
 use clap::{Parser, Subcommand};
 use lcsc_metrics::ExtractorConfig;
 use lcsc_torch::{DeviceChoice, StorageDtype};
+use lcsc_unet::AttentionOrder;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -37,6 +38,10 @@ pub enum Command {
     Sample(SampleArgs),
     /// Measure a weights file or images against a dataset or statistics of one.
     Eval(EvalArgs),
+    /// Take in weights of another program, or a trajectory of them.
+    Import(ImportArgs),
+    /// Write weights for another program.
+    Export(ExportArgs),
     /// Prepare, show or fetch datasets.
     #[command(subcommand)]
     Data(DataCommand),
@@ -150,6 +155,60 @@ pub struct MergeArgs {
 }
 
 #[derive(clap::Args)]
+pub struct ImportArgs {
+    /// The file: a PyTorch state dict, an EDM snapshot or safetensors. With --trajectory: the run folder to make.
+    pub place: PathBuf,
+    /// Config that describes the network, the data and the sampler.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Override a value of the config.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Weights file to write.
+    #[arg(long, required_unless_present = "trajectory", conflicts_with = "trajectory")]
+    pub out: Option<PathBuf>,
+    /// Files of one training, such as 'ckpts/ema_0.9999_*.pt': each becomes a checkpoint. The last number in a name says how
+    /// far the training was.
+    #[arg(long, value_name = "PATTERN")]
+    pub trajectory: Option<String>,
+    /// Images that this number counts in (default: 1000 in `network-snapshot-…`, else the batch of the config's stage, for
+    /// steps).
+    #[arg(long, requires = "trajectory", value_parser = clap::value_parser!(u64).range(1..))]
+    pub unit: Option<u64>,
+    /// Which network of a file that holds several (default: the only one, or `ema`).
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Rows of q, k and v in OpenAI's attention layers, which nothing in a file tells: `three-heads` (consistency_models,
+    /// or `use_new_attention_order`) or `heads-three` (improved-diffusion, guided-diffusion).
+    #[arg(long, default_value = "three-heads", value_parser = parse_order)]
+    pub attention_order: AttentionOrder,
+}
+
+#[derive(clap::Args)]
+pub struct ExportArgs {
+    /// Weights file.
+    pub weights: PathBuf,
+    /// `x.pt` (a state dict for `torch.load`) or `x.safetensors`.
+    pub out: PathBuf,
+    /// Whose names tensors get.
+    #[arg(long, value_enum)]
+    pub naming: Naming,
+    /// Rows of q, k and v by OpenAI's names: `three-heads` (consistency_models) or `heads-three` (improved-diffusion,
+    /// guided-diffusion).
+    #[arg(long, default_value = "three-heads", value_parser = parse_order)]
+    pub attention_order: AttentionOrder,
+}
+
+/// How tensors are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Naming {
+    /// As in EDM's networks (`model.enc.32x32_conv.weight`).
+    Edm,
+    /// As in OpenAI's `UNetModel` (`input_blocks.0.0.weight`): ADM networks alone.
+    Openai,
+}
+
+#[derive(clap::Args)]
 pub struct SampleArgs {
     /// Weights file: a checkpoint or a merged model. It tells its network and sampler itself.
     #[arg(long)]
@@ -254,6 +313,14 @@ fn parse_dtype(text: &str) -> Result<StorageDtype, String> {
     serde_json::from_value(text.into()).map_err(|_| format!("unknown type `{text}`, expected f32, bf16 or f16"))
 }
 
+fn parse_order(text: &str) -> Result<AttentionOrder, String> {
+    match text {
+        "three-heads" => Ok(AttentionOrder::ThreeHeads),
+        "heads-three" => Ok(AttentionOrder::HeadsThree),
+        other => Err(format!("unknown order `{other}`, expected three-heads or heads-three")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +334,7 @@ mod tests {
         assert_eq!((scripted.torchscript, scripted.output), (Some("a, b.pt".into()), Some("f".into())));
         assert!(parse_extractor("output = \"f\"").unwrap_err().contains("belongs to `torchscript`"));
         assert!(parse_extractor("inseption").unwrap_err().contains("expected `inception`"));
+        assert!(parse_order("heads-three").is_ok() && parse_order("legacy").unwrap_err().contains("three-heads"));
         assert!(parse_dtype("bf16").is_ok() && parse_dtype("f64").unwrap_err().contains("f16"));
     }
 }

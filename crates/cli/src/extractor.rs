@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 /// The environment variable that names a copy of FID's Inception weights.
 const INCEPTION: &str = "LCSC_INCEPTION";
-/// Its published name.
-const FILE: &str = "pt_inception-2015-12-05-6726825d.pth";
 /// How the hash of the published weights begins.
 const PUBLISHED: &str = "6726825d";
 
@@ -65,7 +63,7 @@ fn published() -> Result<PathBuf> {
     let Some(folder) = cache_folder() else {
         bail!("metric.extractor.inception = \"auto\": there is no home or cache folder{}", remedy("inception"));
     };
-    Ok(folder.join(FILE))
+    Ok(folder.join(lcsc_data::INCEPTION.file))
 }
 
 fn inception(path: &Path, device: Device) -> Result<Inception> {
@@ -79,7 +77,6 @@ fn inception(path: &Path, device: Device) -> Result<Inception> {
             &hash[..8]
         );
     }
-    let file = lcsc_torch::SafeFile::from_bytes(path, bytes)?;
-    let tensors = file.names().into_iter().map(|n| Ok((n.clone(), file.tensor(&n)?))).collect::<Result<Vec<_>>>()?;
+    let tensors = lcsc_trajectory::read_tensors(path, &bytes, None)?;
     Inception::new(&tensors, &hash, device).map_err(|e| Error::file(path, e.to_string()))
 }

@@ -10,8 +10,11 @@ mod document;
 mod during;
 mod eval;
 mod explain;
+mod export;
 mod extractor;
+mod import;
 mod merge;
+mod naming;
 mod pictures;
 mod problems;
 mod read_config;
@@ -62,6 +65,8 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Merge(a) => merge::command(&a),
         Command::Sample(a) => sample::command(&a),
         Command::Eval(a) => eval::command(&a),
+        Command::Import(a) => import::command(&a),
+        Command::Export(a) => export::command(&a),
         Command::Data(command) => data::command(&command, signals),
         Command::Doctor { config } => doctor::command(config.as_deref()),
         Command::Config(command) => config_command(command),

@@ -1,6 +1,7 @@
 //! What images are measured against: other images, or statistics of their features.
 
 use lcsc_metrics::FeatureStats;
+use lcsc_pickle::{Pickle, numpy::Array};
 use lcsc_torch::{Context, Error, Result, Tensor, bail};
 use npyz::npz::NpzArchive;
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::path::Path;
 pub fn statistics(path: &Path) -> Result<Option<FeatureStats>> {
     let found = match path.extension().and_then(|e| e.to_str()) {
         Some("npz") => from_npz(path)?,
+        Some("pkl") => Some(from_pickle(path)?),
         Some(_) | None => None,
     };
     found.map(|(mean, cov)| checked(mean, cov).map_err(|e| Error::file(path, e.to_string()))).transpose()
@@ -40,4 +42,19 @@ fn from_npz(path: &Path) -> Result<Option<(Tensor, Tensor)>> {
         Ok(Tensor::f_from_slice(&values)?.f_view(&shape[..])?)
     };
     Ok(Some((array("mu")?, array("sigma")?)))
+}
+
+/// EDM2 nests them below the name of the metric.
+fn from_pickle(path: &Path) -> Result<(Tensor, Tensor)> {
+    let bytes = std::fs::read(path).at(path)?;
+    let named = |e: lcsc_pickle::Error| Error::file(path, e.to_string());
+    let pickle = Pickle::parse(&bytes).map_err(named)?;
+    let dict = pickle.get(pickle.root(), "fid").unwrap_or(pickle.root());
+    let array = |name: &str| -> Result<Tensor> {
+        let Some(id) = pickle.get(dict, name) else { bail!("{}: has no `{name}`", path.display()) };
+        let array = Array::read(&pickle, id).map_err(named)?;
+        let shape: Vec<i64> = array.shape.iter().map(|&d| d as i64).collect();
+        Ok(Tensor::f_from_slice(&array.to_f64().map_err(named)?)?.f_view(&shape[..])?)
+    };
+    Ok((array("mu")?, array("sigma")?))
 }

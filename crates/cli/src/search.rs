@@ -50,7 +50,8 @@ pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended
         Some(state) => Trainer::position(state, &session.training_hash).into_diagnostic()?,
         None => Vec::new(),
     };
-    if name == DEFAULT_NAME && !train::is_finished(&session.config, &stages) {
+    let trained = session.run.imported().exists() || train::is_finished(&session.config, &stages);
+    if name == DEFAULT_NAME && !trained {
         miette::bail!(
             "{}: its training is not finished, and `lcsc run` will search all of its checkpoints at the end: give a search \
              of those so far a --name of its own",

@@ -5,7 +5,7 @@ use crate::during;
 use crate::session::Session;
 use crate::ui;
 use lcsc_search::When;
-use lcsc_torch::{Error, Result, SafeFile, Weights, catch, load_weights};
+use lcsc_torch::{Error, Result, SafeFile, Weights, bail, catch, load_weights};
 use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
 use lcsc_trajectory::{Manifest, TrainingState, TrajectoryConfig, check_disk};
 use lcsc_unet::ImageShape;
@@ -17,6 +17,12 @@ pub fn train(session: &Session) -> miette::Result<Option<Vec<StageRecord>>> {
 }
 
 fn stages(session: &Session) -> Result<Option<Vec<StageRecord>>> {
+    if session.run.imported().exists() {
+        bail!(
+            "{}: its checkpoints were imported, and there is no state to train from: `lcsc search` searches them",
+            session.run.path().display()
+        );
+    }
     let mut state = TrainingState::load(&session.run)?;
     let mut finished = match &state {
         None => Vec::new(),

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod ema;
+mod foreign;
 mod jsonl;
 mod mapped;
 mod partition;
@@ -21,6 +22,7 @@ mod writer;
 
 pub use checkpoint::{Checkpoint, METADATA, Manifest};
 pub use ema::{EmaConfig, half_life_beta, power_function_beta, sigma_rel_to_gamma};
+pub use foreign::{read_tensors, state_dict};
 pub use jsonl::JsonLines;
 pub use partition::Partition;
 pub use placement::{Memory, Placement};

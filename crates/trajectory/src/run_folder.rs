@@ -48,6 +48,11 @@ impl RunFolder {
         Ok(run)
     }
 
+    /// Where the files are listed that the checkpoints were imported from; training made them unless it is there.
+    pub fn imported(&self) -> PathBuf {
+        self.path.join("imported.txt")
+    }
+
     /// Takes the folder for this process, so that two never train or search in it at once, and removes the temporary
     /// files that a killed process left.
     ///

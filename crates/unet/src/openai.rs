@@ -58,6 +58,24 @@ impl Counterpart {
     }
 }
 
+impl Counterpart {
+    /// Our values as theirs: undoes [`Self::to_ours`].
+    ///
+    /// # Errors
+    /// The values are of another shape.
+    pub fn to_theirs(&self, ours: &Tensor) -> Result<Tensor> {
+        match self.arrangement {
+            Arrangement::Same => Ok(ours.shallow_clone()),
+            Arrangement::Transposed => Ok(ours.f_tr()?.f_contiguous()?),
+            Arrangement::ThreeHeadsDim { heads } => {
+                let shape = ours.size();
+                let split = ours.f_reshape([heads, shape[0] / (3 * heads), 3, -1])?;
+                Ok(split.f_permute([2, 0, 1, 3])?.f_reshape(&shape)?)
+            }
+        }
+    }
+}
+
 /// All tensors of an ADM network without augmentation labels, with their counterparts in `UNetModel`.
 pub fn openai_counterparts(config: &DhariwalUNetConfig, image: ImageShape) -> Vec<Counterpart> {
     let mut found = Found(Vec::new());

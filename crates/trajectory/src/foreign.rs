@@ -1,0 +1,43 @@
+//! Weights files of other programs: PyTorch's (zip and legacy), pickled modules as EDM's snapshots hold them, safetensors.
+
+mod container;
+mod state_dict;
+mod storage;
+mod tensors;
+
+use lcsc_torch::{Error, Result, SafeFile, Tensor};
+use std::path::Path;
+
+pub use state_dict::state_dict;
+
+/// The named tensors in a file, on the CPU, in the file's order; `key` chooses among several networks (`ema`, `state_dict`, …).
+///
+/// A file that holds one network needs no key; of several `ema` is taken. The prefix `module.` of parallel wrappers is left
+/// out. Nothing that a file names is executed, and no more memory is taken than the file is long.
+///
+/// # Errors
+/// The file is damaged, names something that weights do not need, or holds no network or several.
+pub fn read_tensors(path: &Path, bytes: &[u8], key: Option<&str>) -> Result<Vec<(String, Tensor)>> {
+    let named = |e: Error| Error::file(path, e.to_string());
+    let tensors = if bytes.starts_with(b"PK") {
+        container::read_zip(bytes, key).map_err(named)?
+    } else if bytes.get(8) == Some(&b'{') {
+        let file = SafeFile::from_bytes(path, bytes.to_vec())?;
+        file.names().into_iter().map(|name| Ok((name.clone(), file.tensor(&name)?))).collect::<Result<_>>()?
+    } else {
+        container::read_pickle(bytes, key).map_err(named)?
+    };
+    Ok(without_wrapper(tensors))
+}
+
+/// The names without the prefix of `DataParallel`.
+fn without_wrapper(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    const WRAPPER: &str = "module.";
+    if tensors.iter().any(|(name, _)| !name.starts_with(WRAPPER)) {
+        return tensors;
+    }
+    tensors.into_iter().map(|(name, tensor)| (name[WRAPPER.len()..].to_string(), tensor)).collect()
+}
+
+#[cfg(test)]
+mod tests;
