@@ -68,6 +68,11 @@ impl DiscreteSchedule {
         Self { sigmas, log_alphas, table }
     }
 
+    /// σ of each time step, rising.
+    pub fn sigmas(&self) -> &[f64] {
+        &self.sigmas
+    }
+
     /// σ of the first and last time step.
     pub(crate) fn range(&self) -> (f64, f64) {
         (self.sigmas[0], self.sigmas[self.sigmas.len() - 1])

@@ -12,5 +12,5 @@ pub use adm::{DhariwalUNet, DhariwalUNetConfig};
 pub use config::{Decoder, DecoderAttention, Embedding, Encoder, Heads, ImageShape, Resolution, SongUNetConfig};
 pub use groups::level_groups;
 pub use network::{Inputs, Network, NetworkConfig};
-pub use openai::{Arrangement, Counterpart, openai_counterparts, openai_heads};
+pub use openai::{Arrangement, AttentionOrder, Counterpart, openai_counterparts, openai_heads};
 pub use song::SongUNet;

@@ -1,10 +1,20 @@
-//! OpenAI's `UNetModel` as an ADM network: what its tensors are called there, and how their values lie. For the weights of
-//! consistency_models: guided-diffusion and improved-diffusion have the same names, but by default another order of rows in
-//! their attention layers.
+//! OpenAI's `UNetModel` as an ADM network: what its tensors are called there, and how their values lie. The names are the same
+//! in consistency_models, guided-diffusion and improved-diffusion; the order of rows in attention layers is not, and nothing in
+//! a file tells it.
 
 use crate::adm::DhariwalUNetConfig;
 use crate::config::{Heads, ImageShape, Resolution};
 use lcsc_torch::{Result, Tensor};
+
+/// The order of the rows of q, k and v in an attention layer of theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionOrder {
+    /// (three, heads, head channel): consistency_models ("flash"), and guided-diffusion with `use_new_attention_order`.
+    #[default]
+    ThreeHeads,
+    /// (heads, three, head channel), in one-dimensional convolutions: improved-diffusion, and guided-diffusion by default.
+    HeadsThree,
+}
 
 /// How the values of a tensor of theirs become ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,8 +23,12 @@ pub enum Arrangement {
     Same,
     /// A table of embeddings [classes,E] is a weight [E,classes].
     Transposed,
-    /// Rows of q, k and v in the order (three, heads, head channel) instead of (heads, head channel, three).
-    ThreeHeadsDim {
+    /// The weight of a one-dimensional convolution [O,I,1] is one of [O,I,1,1].
+    OneDimensional,
+    /// Rows of q, k and v in another order than (heads, head channel, three).
+    Attention {
+        /// Theirs.
+        order: AttentionOrder,
         /// Heads of the attention layer.
         heads: i64,
     },
@@ -32,53 +46,65 @@ pub struct Counterpart {
 }
 
 impl Counterpart {
-    /// The shape in their file of a tensor of ours of this shape. (Their files of one-dimensional attention layers lack
-    /// its last 1.)
+    /// The shape in their file of a tensor of ours of this shape.
     pub fn their_shape(&self, ours: &[i64]) -> Vec<i64> {
-        match self.arrangement {
-            Arrangement::Same | Arrangement::ThreeHeadsDim { .. } => ours.to_vec(),
-            Arrangement::Transposed => ours.iter().rev().copied().collect(),
+        match (self.arrangement, ours) {
+            (Arrangement::Transposed, _) => ours.iter().rev().copied().collect(),
+            (
+                Arrangement::OneDimensional | Arrangement::Attention { order: AttentionOrder::HeadsThree, .. },
+                [shorter @ .., 1],
+            ) => shorter.to_vec(),
+            (Arrangement::Same | Arrangement::OneDimensional | Arrangement::Attention { .. }, _) => ours.to_vec(),
         }
     }
 
-    /// Their values, of `their_shape`, as ours.
+    /// Their values, of `their_shape`, as ours, of the shape `ours`.
     ///
     /// # Errors
     /// The values are of another shape.
-    pub fn to_ours(&self, theirs: &Tensor) -> Result<Tensor> {
-        match self.arrangement {
-            Arrangement::Same => Ok(theirs.shallow_clone()),
-            Arrangement::Transposed => Ok(theirs.f_tr()?.f_contiguous()?),
-            Arrangement::ThreeHeadsDim { heads } => {
-                let shape = theirs.size();
-                let split = theirs.f_reshape([3, heads, shape[0] / (3 * heads), -1])?;
-                Ok(split.f_permute([1, 2, 0, 3])?.f_reshape(&shape)?)
+    pub fn to_ours(&self, theirs: &Tensor, ours: &[i64]) -> Result<Tensor> {
+        let arranged = match self.arrangement {
+            Arrangement::Same | Arrangement::OneDimensional => theirs.shallow_clone(),
+            Arrangement::Transposed => theirs.f_tr()?,
+            Arrangement::Attention { order, heads } => {
+                let channels = ours[0] / (3 * heads);
+                match order {
+                    AttentionOrder::ThreeHeads => {
+                        theirs.f_reshape([3, heads, channels, -1])?.f_permute([1, 2, 0, 3])?
+                    }
+                    AttentionOrder::HeadsThree => {
+                        theirs.f_reshape([heads, 3, channels, -1])?.f_permute([0, 2, 1, 3])?
+                    }
+                }
             }
-        }
+        };
+        Ok(arranged.f_contiguous()?.f_reshape(ours)?)
     }
-}
 
-impl Counterpart {
     /// Our values as theirs: undoes [`Self::to_ours`].
     ///
     /// # Errors
     /// The values are of another shape.
     pub fn to_theirs(&self, ours: &Tensor) -> Result<Tensor> {
-        match self.arrangement {
-            Arrangement::Same => Ok(ours.shallow_clone()),
-            Arrangement::Transposed => Ok(ours.f_tr()?.f_contiguous()?),
-            Arrangement::ThreeHeadsDim { heads } => {
-                let shape = ours.size();
+        let shape = ours.size();
+        let arranged = match self.arrangement {
+            Arrangement::Same | Arrangement::OneDimensional => ours.shallow_clone(),
+            Arrangement::Transposed => ours.f_tr()?,
+            Arrangement::Attention { order, heads } => {
                 let split = ours.f_reshape([heads, shape[0] / (3 * heads), 3, -1])?;
-                Ok(split.f_permute([2, 0, 1, 3])?.f_reshape(&shape)?)
+                split.f_permute(match order {
+                    AttentionOrder::ThreeHeads => [2, 0, 1, 3],
+                    AttentionOrder::HeadsThree => [0, 2, 1, 3],
+                })?
             }
-        }
+        };
+        Ok(arranged.f_contiguous()?.f_reshape(self.their_shape(&shape))?)
     }
 }
 
 /// All tensors of an ADM network without augmentation labels, with their counterparts in `UNetModel`.
-pub fn openai_counterparts(config: &DhariwalUNetConfig, image: ImageShape) -> Vec<Counterpart> {
-    let mut found = Found(Vec::new());
+pub fn openai_counterparts(config: &DhariwalUNetConfig, image: ImageShape, order: AttentionOrder) -> Vec<Counterpart> {
+    let mut found = Found { table: Vec::new(), order };
     found.layer("model.map_layer0", "time_embed.0");
     found.layer("model.map_layer1", "time_embed.2");
     if image.label_dim > 0 {
@@ -88,14 +114,17 @@ pub fn openai_counterparts(config: &DhariwalUNetConfig, image: ImageShape) -> Ve
     found.decoder(config, image);
     found.layer("model.out_norm", "out.0");
     found.layer("model.out_conv", "out.2");
-    found.0
+    found.table
 }
 
-struct Found(Vec<Counterpart>);
+struct Found {
+    table: Vec<Counterpart>,
+    order: AttentionOrder,
+}
 
 impl Found {
     fn tensor(&mut self, ours: &str, theirs: &str, arrangement: Arrangement) {
-        self.0.push(Counterpart { ours: ours.into(), theirs: theirs.into(), arrangement });
+        self.table.push(Counterpart { ours: ours.into(), theirs: theirs.into(), arrangement });
     }
 
     /// Weight and bias.
@@ -125,9 +154,15 @@ impl Found {
         self.layer(&format!("{ours}.norm2"), &format!("{theirs}.norm"));
         for part in ["weight", "bias"] {
             let (own, their) = (format!("{ours}.qkv.{part}"), format!("{theirs}.qkv.{part}"));
-            self.tensor(&own, &their, Arrangement::ThreeHeadsDim { heads });
+            self.tensor(&own, &their, Arrangement::Attention { order: self.order, heads });
         }
-        self.layer(&format!("{ours}.proj"), &format!("{theirs}.proj_out"));
+        let (own, their) = (format!("{ours}.proj"), format!("{theirs}.proj_out"));
+        let weight = match self.order {
+            AttentionOrder::ThreeHeads => Arrangement::Same,
+            AttentionOrder::HeadsThree => Arrangement::OneDimensional,
+        };
+        self.tensor(&format!("{own}.weight"), &format!("{their}.weight"), weight);
+        self.tensor(&format!("{own}.bias"), &format!("{their}.bias"), Arrangement::Same);
     }
 
     fn encoder(&mut self, config: &DhariwalUNetConfig, image: ImageShape) {
@@ -195,6 +230,7 @@ pub fn openai_heads(num_heads: i64, num_head_channels: i64) -> Heads {
 mod tests {
     use super::*;
     use crate::DhariwalUNet;
+    use lcsc_torch::{Device, Kind};
     use std::collections::BTreeSet;
 
     #[test]
@@ -202,7 +238,7 @@ mod tests {
         let image = ImageShape { channels: 3, resolution: 64, label_dim: 10 };
         for config in [DhariwalUNetConfig::adm_imagenet64(), DhariwalUNetConfig::iddpm_imagenet64()] {
             let (_, layout) = DhariwalUNet::new(&config, image, 3);
-            let table = openai_counterparts(&config, image);
+            let table = openai_counterparts(&config, image, AttentionOrder::default());
             let ours: BTreeSet<&str> = table.iter().map(|c| c.ours.as_str()).collect();
             let expected: BTreeSet<&str> = layout.params().iter().map(|p| p.name.as_str()).collect();
             assert_eq!(ours, expected);
@@ -214,7 +250,7 @@ mod tests {
     #[test]
     fn names_are_those_of_the_released_models() {
         let image = ImageShape { channels: 3, resolution: 64, label_dim: 1000 };
-        let table = openai_counterparts(&DhariwalUNetConfig::adm_imagenet64(), image);
+        let table = openai_counterparts(&DhariwalUNetConfig::adm_imagenet64(), image, AttentionOrder::default());
         let theirs = |ours: &str| table.iter().find(|c| c.ours == ours).map(|c| c.theirs.as_str());
         for (ours, expected) in [
             ("model.enc.32x32_down.conv0.weight", "input_blocks.4.0.in_layers.2.weight"),
@@ -230,13 +266,49 @@ mod tests {
 
     #[test]
     fn attention_rows_are_put_in_order() {
-        let counterpart =
-            Counterpart { ours: "a".into(), theirs: "b".into(), arrangement: Arrangement::ThreeHeadsDim { heads: 2 } };
-        // Row 100·three + 10·head + channel.
-        let theirs: Vec<f32> =
-            (0..3).flat_map(|t| (0..2).flat_map(move |h| (0..2).map(move |d| (100 * t + 10 * h + d) as f32))).collect();
-        let ours = counterpart.to_ours(&Tensor::from_slice(&theirs)).unwrap();
-        let expected = [0.0, 100.0, 200.0, 1.0, 101.0, 201.0, 10.0, 110.0, 210.0, 11.0, 111.0, 211.0];
-        assert_eq!(Vec::<f32>::try_from(ours).unwrap(), expected);
+        let heads = 2;
+        // The value of a row is 100·three + 10·head + channel.
+        let value = |t: i64, h: i64, d: i64| (100 * t + 10 * h + d) as f32;
+        let all = |a: i64, b: i64, row: &dyn Fn(i64, i64, i64) -> f32| -> Vec<f32> {
+            let indices = (0..a).flat_map(|i| (0..b).flat_map(move |j| (0..2).map(move |d| (i, j, d))));
+            indices.map(|(i, j, d)| row(i, j, d)).collect()
+        };
+        for (order, theirs) in [
+            (AttentionOrder::ThreeHeads, all(3, heads, &value)),
+            (AttentionOrder::HeadsThree, all(heads, 3, &|h, t, d| value(t, h, d))),
+        ] {
+            let arrangement = Arrangement::Attention { order, heads };
+            let counterpart = Counterpart { ours: "a".into(), theirs: "b".into(), arrangement };
+            let ours = counterpart.to_ours(&Tensor::from_slice(&theirs), &[12]).unwrap();
+            let expected = [0.0, 100.0, 200.0, 1.0, 101.0, 201.0, 10.0, 110.0, 210.0, 11.0, 111.0, 211.0];
+            assert_eq!(Vec::<f32>::try_from(&ours).unwrap(), expected);
+            assert_eq!(Vec::<f32>::try_from(counterpart.to_theirs(&ours).unwrap()).unwrap(), theirs);
+        }
+    }
+
+    #[test]
+    fn every_tensor_comes_back_bit_for_bit() {
+        let image = ImageShape { channels: 3, resolution: 16, label_dim: 10 };
+        let config = DhariwalUNetConfig {
+            model_channels: 8,
+            channel_mult: vec![1, 2],
+            num_blocks: 1,
+            attn_resolutions: vec![8],
+            heads: Heads::Count(2),
+            ..DhariwalUNetConfig::adm_imagenet64()
+        };
+        let (_, layout) = DhariwalUNet::new(&config, image, 3);
+        for order in [AttentionOrder::ThreeHeads, AttentionOrder::HeadsThree] {
+            for counterpart in openai_counterparts(&config, image, order) {
+                let spec = layout.params().iter().find(|p| p.name == counterpart.ours).unwrap();
+                let ours = Tensor::arange(spec.numel(), (Kind::Float, Device::Cpu)).reshape(&spec.shape);
+                let theirs = counterpart.to_theirs(&ours).unwrap();
+                assert_eq!(theirs.size(), counterpart.their_shape(&spec.shape));
+                assert!(counterpart.to_ours(&theirs, &spec.shape).unwrap().equal(&ours), "{}", spec.name);
+                if counterpart.theirs.ends_with("proj_out.weight") {
+                    assert_eq!(theirs.dim(), if order == AttentionOrder::HeadsThree { 3 } else { 4 });
+                }
+            }
+        }
     }
 }

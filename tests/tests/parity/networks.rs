@@ -7,8 +7,8 @@ use lcsc_diffusion::{
 };
 use lcsc_torch::{Device, Precision, Tensor, TensorSpec, Weights};
 use lcsc_unet::{
-    Decoder, DhariwalUNetConfig, Embedding, Encoder, ImageShape, Inputs, Network, NetworkConfig, Resolution,
-    SongUNetConfig, openai_counterparts, openai_heads,
+    AttentionOrder, Decoder, DhariwalUNetConfig, Embedding, Encoder, ImageShape, Inputs, Network, NetworkConfig,
+    Resolution, SongUNetConfig, openai_counterparts, openai_heads,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -228,12 +228,12 @@ impl Described {
     }
 
     fn openai_values(&self, config: &DhariwalUNetConfig, prefix: &str) -> Outcome<Vec<Tensor>> {
-        let table = openai_counterparts(config, self.model.image);
+        let table = openai_counterparts(config, self.model.image, AttentionOrder::default());
         let value = |spec: &TensorSpec| -> Outcome<Tensor> {
             let counterpart = table.iter().find(|c| c.ours == spec.name).ok_or("a tensor without counterpart")?;
             let shape = counterpart.their_shape(&spec.shape);
             let theirs = rule(&format!("{prefix}{}", counterpart.theirs), &shape, self.gain);
-            let ours = counterpart.to_ours(&Tensor::from_slice(&theirs).view(shape.as_slice()))?;
+            let ours = counterpart.to_ours(&Tensor::from_slice(&theirs).view(shape.as_slice()), &spec.shape)?;
             Ok(ours.flatten(0, -1))
         };
         self.model.layout.params().iter().map(value).collect()
