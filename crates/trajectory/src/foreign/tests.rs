@@ -54,9 +54,9 @@ fn what_no_state_dict_needs_is_named_and_refused() {
     assert!(refused(b"\x80\x02}.").contains("no state dict and no module"));
     // A state dict without the storages beside it.
     let lonely = b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n\
-                   X\x01\0\0\00X\x03\0\0\0cpuK\x04tQK\0K\x04\x85K\x01\x85I00\n}tRs.";
+                   X\x01\0\0\0aX\x03\0\0\0cpuK\x04tQK\0K\x04\x85K\x01\x85I00\n}tRs.";
     let text = refused(lonely);
-    assert!(text.contains("`w`") && text.contains("a storage `0` that the file does not hold"), "{text}");
+    assert!(text.contains("`w`") && text.contains("a storage `a` that the file does not hold"), "{text}");
 }
 
 #[test]
