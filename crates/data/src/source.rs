@@ -5,6 +5,8 @@ mod cifar;
 mod files;
 mod imagenet;
 mod npz;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pickled;
 mod spill;
 
@@ -32,6 +34,9 @@ pub(crate) enum Reader {
     Arrays(Arrays),
     /// Encoded images and their names.
     Files(Files, Arc<[String]>),
+    /// Encoded images without names.
+    #[cfg(feature = "parquet")]
+    Encoded(Arc<[bytes::Bytes]>),
 }
 
 /// A dataset of which only names and labels were read.
@@ -83,6 +88,8 @@ impl Source {
         match &self.reader {
             Reader::Arrays(arrays) => arrays.images(),
             Reader::Files(_, names) => names.len(),
+            #[cfg(feature = "parquet")]
+            Reader::Encoded(images) => images.len(),
         }
     }
 
@@ -134,6 +141,8 @@ impl Source {
             Reader::Files(files, names) => {
                 files.bytes(&names[i]).map_err(Flaw::Corrupt).and_then(|bytes| decode(&bytes, self.rgb))
             }
+            #[cfg(feature = "parquet")]
+            Reader::Encoded(images) => decode(&images[i], self.rgb),
         };
         let picture = match picture {
             Ok(picture) => picture,
@@ -170,8 +179,10 @@ impl Source {
 
     fn image_name(&self, i: usize) -> String {
         match &self.reader {
-            Reader::Arrays(_) => format!("image {i}"),
             Reader::Files(_, names) => names[i].clone(),
+            Reader::Arrays(_) => format!("image {i}"),
+            #[cfg(feature = "parquet")]
+            Reader::Encoded(_) => format!("image {i}"),
         }
     }
 
@@ -203,6 +214,10 @@ fn open(path: &Path, config: &DataConfig) -> Result<Opened> {
         if let Some(found) = imagenet::open_folder(path, config.split)? {
             return Ok(found);
         }
+        #[cfg(feature = "parquet")]
+        if let Some(found) = parquet::open_folder(path, config.split)? {
+            return Ok(found);
+        }
         one_part(config, "a folder of images")?;
         return files::open_folder(path, config.labels);
     }
@@ -211,6 +226,10 @@ fn open(path: &Path, config: &DataConfig) -> Result<Opened> {
         return cifar::open_archive(path, &bytes, config.split);
     }
     one_part(config, "a single file")?;
+    #[cfg(feature = "parquet")]
+    if bytes.starts_with(b"PAR1") {
+        return parquet::open(&[path.to_path_buf()]);
+    }
     let archive = files::open_zip(path, bytes.clone())?;
     if npz::is_npz(&archive) { npz::open(path, bytes) } else { files::open(path, Files::Zip(archive), config.labels) }
 }

@@ -15,7 +15,8 @@ pub(super) fn map(path: &Path) -> Result<Bytes> {
     map_file(&File::open(path).at(path)?).at(path)
 }
 
-fn map_file(file: &File) -> std::io::Result<Bytes> {
+/// The bytes of an open file, mapped.
+pub(super) fn map_file(file: &File) -> std::io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
