@@ -13,7 +13,8 @@ pub use state_dict::state_dict;
 /// The named tensors in a file, on the CPU, in the file's order; `key` chooses among several networks (`ema`, `state_dict`, …).
 ///
 /// A file that holds one network needs no key; of several `ema` is taken. The prefix `module.` of parallel wrappers is left
-/// out. Nothing that a file names is executed, and no more memory is taken than the file is long.
+/// out. Nothing that a file names is executed, and memory is bounded by the file's length (see the crate
+/// `lcsc-pickle`; tensors and their names take at most four times as much).
 ///
 /// # Errors
 /// The file is damaged, names something that weights do not need, or holds no network or several.
@@ -21,13 +22,19 @@ pub fn read_tensors(path: &Path, bytes: &[u8], key: Option<&str>) -> Result<Vec<
     let named = |e: Error| Error::file(path, e.to_string());
     let tensors = if bytes.starts_with(b"PK") {
         container::read_zip(bytes, key).map_err(named)?
-    } else if bytes.get(8) == Some(&b'{') {
+    } else if is_safetensors(bytes) {
         let file = SafeFile::from_bytes(path, bytes.to_vec())?;
         file.names().into_iter().map(|name| Ok((name.clone(), file.tensor(&name)?))).collect::<Result<_>>()?
     } else {
         container::read_pickle(bytes, key).map_err(named)?
     };
     Ok(without_wrapper(tensors))
+}
+
+/// Whether the file begins with the length of a JSON header inside it.
+fn is_safetensors(bytes: &[u8]) -> bool {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return false };
+    rest.first() == Some(&b'{') && u64::from_le_bytes(*length) <= rest.len() as u64
 }
 
 /// The names without the prefix of `DataParallel`.

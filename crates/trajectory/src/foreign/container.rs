@@ -6,7 +6,7 @@ use lcsc_pickle::{Node, Pickle};
 use lcsc_torch::{Error, Result, Tensor, bail};
 use std::collections::HashMap;
 use std::io::{Cursor, Read};
-use zip::ZipArchive;
+use zip::{CompressionMethod, ZipArchive};
 
 /// What `torch.save` began its files with before it wrote zips: 0x1950a86a20f9469cfc6c, little-endian.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -25,13 +25,19 @@ pub(super) fn read_zip(bytes: &[u8], key: Option<&str>) -> Result<Vec<(String, T
     let Some(prefix) = names.iter().find_map(|name| name.strip_suffix("data.pkl")) else {
         bail!("is a zip without data.pkl: expected a file that torch.save wrote");
     };
+    // Entries may lie over one another: together they are no longer than the file all the same.
+    let mut left = bytes.len() as u64;
     let mut entry = |name: &str, limit: u64| -> Result<Vec<u8>> {
         let file = archive.by_name(&format!("{prefix}{name}")).map_err(|e| broken(&e))?;
+        if file.compression() != CompressionMethod::Stored {
+            bail!("its entry {name} is compressed, which torch.save never does: save it again");
+        }
+        let limit = limit.min(left);
         let mut content = Vec::new();
         file.take(limit + 1).read_to_end(&mut content).map_err(|e| broken(&e))?;
-        if content.len() as u64 > limit {
-            bail!("its entry {name} is larger than {limit} bytes: no file of torch.save's");
-        }
+        left = left.checked_sub(content.len() as u64).filter(|_| content.len() as u64 <= limit).ok_or_else(|| {
+            Error::msg(format!("its entry {name} is larger than {limit} bytes: no file of torch.save's"))
+        })?;
         Ok(content)
     };
     if names.iter().any(|name| *name == format!("{prefix}byteorder")) && entry("byteorder", 16)? != b"little" {
@@ -39,7 +45,6 @@ pub(super) fn read_zip(bytes: &[u8], key: Option<&str>) -> Result<Vec<(String, T
     }
     let data = entry("data.pkl", PICKLE)?;
     let pickle = unpickled(Pickle::parse(&data))?;
-    // torch.save stores without compression: no entry is longer than the file.
     let mut read = |key: &str| entry(&format!("data/{key}"), bytes.len() as u64);
     let storages = Storages::Entries { read: &mut read, known: HashMap::new() };
     chosen(Graph::new(&pickle, storages, bytes.len()), key)

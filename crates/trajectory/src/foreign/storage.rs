@@ -37,7 +37,11 @@ impl<'a> Storages<'a> {
             Self::None => None,
             Self::Known(known) | Self::Entries { known, .. } => known.get(key),
         };
-        known.ok_or_else(|| Error::msg(format!("a tensor lies in a storage `{key}` that the file does not hold")))
+        match known {
+            Some(storage) if storage.kind == kind => Ok(storage),
+            Some(_) => bail!("it lies in a storage `{key}` that another tensor reads as another type"),
+            None => bail!("it lies in a storage `{key}` that the file does not hold"),
+        }
     }
 }
 
@@ -61,10 +65,9 @@ impl<'a> Storage<'a> {
         let width = self.kind.elt_size_in_bytes();
         let values = self.bytes.len() / width;
         let numel = size.iter().try_fold(1i64, |n, &d| n.checked_mul(d).filter(|_| d >= 0));
-        let last = size
-            .iter()
-            .zip(stride)
-            .try_fold(offset, |at, (&d, &s)| at.checked_add((d - 1).max(0).checked_mul(s)?).filter(|_| s >= 0));
+        let last = size.iter().zip(stride).try_fold(offset, |at, (&d, &s)| {
+            at.checked_add(d.saturating_sub(1).max(0).checked_mul(s)?).filter(|_| s >= 0)
+        });
         let (Some(numel), Some(last)) = (numel, last) else {
             bail!("a tensor has the shape {size:?} with strides {stride:?}")
         };

@@ -2,15 +2,19 @@
 
 use super::container::read_legacy;
 use super::storage::{Storage, Storages, named};
-use lcsc_pickle::{Id, Node, Object, Pickle};
+use lcsc_pickle::{Id, Node, Pickle};
 use lcsc_torch::{Error, Result, Tensor, bail};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 /// How deep modules may lie in one another.
 const DEPTH: usize = 64;
-/// How many times a file's length its tensors may take.
+/// How many times a file's length its tensors and their names may take.
 const COPIES: usize = 4;
+/// What a tensor takes beside its values and its name, in bytes.
+const OVERHEAD: usize = 32;
+/// Entries of a dict that are looked at for networks: checkpoints have a few.
+const ENTRIES: usize = 256;
 
 /// A network in a graph.
 #[derive(Debug, Clone, Copy)]
@@ -25,19 +29,19 @@ pub(super) enum Found {
 pub(super) struct Graph<'a> {
     pickle: &'a Pickle<'a>,
     storages: Storages<'a>,
-    /// Storages inside the pickle, by their node.
+    /// Storages inside the pickle, by the node of their bytes.
     nested: HashMap<Id, Storage<'a>>,
     /// Bytes that tensors may still take: many may be views of one storage, but not so many that a small file fills the memory.
     budget: usize,
-    /// Modules that may still be gone into: they may share one another.
-    modules: usize,
+    /// Entries of modules that may still be looked at: they may share one another.
+    steps: usize,
 }
 
 impl<'a> Graph<'a> {
     /// For a file of `length` bytes.
     pub(super) fn new(pickle: &'a Pickle<'a>, storages: Storages<'a>, length: usize) -> Self {
         let budget = length.saturating_mul(COPIES);
-        Self { pickle, storages, nested: HashMap::new(), budget, modules: pickle.nodes().len() }
+        Self { pickle, storages, nested: HashMap::new(), budget, steps: pickle.nodes().len().saturating_mul(COPIES) }
     }
 
     pub(super) fn root(&self) -> Id {
@@ -60,14 +64,14 @@ impl<'a> Graph<'a> {
     /// The networks in a dict, by their keys.
     pub(super) fn networks(&self, id: Id) -> Vec<(String, Found)> {
         let named = |(key, value): &(Id, Id)| Some((self.pickle.text(*key).ok()?.to_string(), self.network(*value)?));
-        self.pickle.entries(id).into_iter().flatten().filter_map(named).collect()
+        self.pickle.entries(id).into_iter().flatten().take(ENTRIES).filter_map(named).collect()
     }
 
     /// The tensors of a network, by their names in its state dict.
     pub(super) fn tensors(&mut self, found: Found) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
         match found {
-            Found::StateDict(id) => self.collect(id, "", &mut tensors)?,
+            Found::StateDict(id) => self.collect(id, "", &[], &mut tensors)?,
             Found::Module(state) => self.module(state, "", 0, &mut tensors)?,
         }
         if tensors.is_empty() {
@@ -91,13 +95,15 @@ impl<'a> Graph<'a> {
     }
 
     fn module(&mut self, state: Id, prefix: &str, depth: usize, tensors: &mut Vec<(String, Tensor)>) -> Result<()> {
-        if depth > DEPTH || self.modules == 0 {
-            bail!("its modules hold one another, or lie more than {DEPTH} deep");
-        }
-        self.modules -= 1;
+        let entries = self.pickle.entries(state).map_or(0, <[_]>::len);
+        self.steps = match self.steps.checked_sub(1 + entries) {
+            Some(left) if depth <= DEPTH => left,
+            _ => bail!("its modules hold one another, or lie more than {DEPTH} deep"),
+        };
+        let unsaved = self.unsaved(state);
         for part in ["_parameters", "_buffers"] {
             if let Some(dict) = self.pickle.get(state, part) {
-                self.collect(dict, prefix, tensors)?;
+                self.collect(dict, prefix, &unsaved, tensors)?;
             }
         }
         let children =
@@ -113,15 +119,39 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
+    /// The buffers of a module that its state dict leaves out.
+    fn unsaved(&self, state: Id) -> Vec<&'a str> {
+        let Some(set) = self.pickle.get(state, "_non_persistent_buffers_set") else { return Vec::new() };
+        // Before protocol 4 a set is a call with a list.
+        let items = match self.pickle.node(set) {
+            Node::Set(items) => Some(items.as_slice()),
+            Node::Object(object) => {
+                self.pickle.tuple(object.args).ok().and_then(|args| self.pickle.tuple(*args.first()?).ok())
+            }
+            _ => None,
+        };
+        items.into_iter().flatten().filter_map(|&name| self.pickle.text(name).ok()).collect()
+    }
+
     /// The tensors of a dict; entries that are `None` are left out, as PyTorch does.
-    fn collect(&mut self, dict: Id, prefix: &str, tensors: &mut Vec<(String, Tensor)>) -> Result<()> {
+    fn collect(&mut self, dict: Id, prefix: &str, unsaved: &[&str], tensors: &mut Vec<(String, Tensor)>) -> Result<()> {
         for &(key, value) in self.pickle.entries(dict).unwrap_or_default() {
-            if matches!(self.pickle.node(value), Node::None) {
+            let key = self.text(key)?;
+            if matches!(self.pickle.node(value), Node::None) || unsaved.contains(&key) {
                 continue;
             }
-            let name = format!("{prefix}{}", self.text(key)?);
+            self.spend(prefix.len() + key.len() + OVERHEAD)?;
+            let name = format!("{prefix}{key}");
             let tensor = self.tensor(value).map_err(|e| Error::msg(format!("its tensor `{name}`: {e}")))?;
             tensors.push((name, tensor));
+        }
+        Ok(())
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<()> {
+        match self.budget.checked_sub(bytes) {
+            Some(left) => self.budget = left,
+            None => bail!("the file's tensors take many times its own length"),
         }
         Ok(())
     }
@@ -156,7 +186,7 @@ impl<'a> Graph<'a> {
                 let (offset, size, stride) = (int(offset)?, ints(size)?, ints(stride)?);
                 let budget = self.budget;
                 let tensor = self.storage(storage)?.view(offset, &size, &stride, budget)?;
-                self.budget -= tensor.numel() * tensor.kind().elt_size_in_bytes();
+                self.spend(tensor.numel() * tensor.kind().elt_size_in_bytes())?;
                 Ok(tensor)
             }
             _ => bail!("is a tensor of an unknown make"),
@@ -171,9 +201,12 @@ impl<'a> Graph<'a> {
                 self.storages.get(key, kind)
             }
             Node::Object(object) if pickle.is_global(object.callee, "torch.storage", "_load_from_bytes") => {
-                Ok(match self.nested.entry(id) {
+                let &[bytes] = pickle.tuple(object.args).map_err(|e| Error::msg(e.to_string()))? else {
+                    bail!("lies in a storage without bytes")
+                };
+                Ok(match self.nested.entry(bytes) {
                     Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(place) => place.insert(nested(pickle, object)?),
+                    Entry::Vacant(place) => place.insert(nested(pickle, bytes)?),
                 })
             }
             _ => bail!("lies in something that is no storage"),
@@ -182,10 +215,8 @@ impl<'a> Graph<'a> {
 }
 
 /// The storage in the bytes of a legacy stream of its own.
-fn nested<'a>(pickle: &Pickle<'a>, object: &Object) -> Result<Storage<'a>> {
+fn nested<'a>(pickle: &Pickle<'a>, bytes: Id) -> Result<Storage<'a>> {
     let wrong = |e: &dyn std::fmt::Display| Error::msg(format!("its storage is no stream of torch.save's ({e})"));
-    let args = pickle.tuple(object.args).map_err(|e| wrong(&e))?;
-    let &[bytes] = args else { return Err(wrong(&"no bytes")) };
     let Node::Bytes(bytes) = pickle.node(bytes) else { return Err(wrong(&"no bytes")) };
     let (inner, mut storages) = read_legacy(bytes)?;
     let Node::Persistent(name) = inner.node(inner.root()) else { return Err(wrong(&"another object")) };

@@ -63,7 +63,7 @@ fn what_no_state_dict_needs_is_named_and_refused() {
 fn tensors_that_do_not_fit_their_storage_are_refused() {
     // The sizes (2, 3, 4) are eight bytes each after LONG1.
     let sizes: Vec<u8> = [2i64, 3, 4].iter().flat_map(|n| [vec![0x8a, 8], n.to_le_bytes().to_vec()].concat()).collect();
-    for huge in [3, 1 << 40, i64::MAX, -2] {
+    for huge in [3, 1 << 40, i64::MAX, -2, i64::MIN] {
         let text = refused(&with_pickle(|pickle| {
             let at = pickle.windows(sizes.len()).position(|w| w == sizes).unwrap();
             pickle[at + 2..at + 10].copy_from_slice(&huge.to_le_bytes());
@@ -73,6 +73,94 @@ fn tensors_that_do_not_fit_their_storage_are_refused() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn strides_and_offsets_out_of_range_are_refused() {
+    // Offset 0 (`K\0`) and the stride 1 of the bias [5].
+    let bias = [0x8a, 8, 5, 0, 0, 0, 0, 0, 0, 0, b't', b'(', 0x8a, 8];
+    for stride in [2, 1 << 61, i64::MAX, -1, i64::MIN] {
+        let text = refused(&with_pickle(|pickle| {
+            let at = pickle.windows(bias.len()).position(|w| w == bias).unwrap() + bias.len();
+            pickle[at..at + 8].copy_from_slice(&i64::to_le_bytes(stride));
+        }));
+        assert!(text.contains("a.bias") && (text.contains("beyond") || text.contains("strides")), "{text}");
+    }
+    let text = refused(&with_pickle(|pickle| {
+        let at = pickle.windows(4).position(|w| w == b"QK\0(").unwrap();
+        pickle[at + 2] = 1;
+    }));
+    assert!(text.contains("b.weight") && text.contains("at 1 reaches beyond its storage of 24"), "{text}");
+}
+
+/// A zip of one state dict entry after another, all of the pickle `data`.
+fn zipped(data: &[u8], storage: &[u8], method: zip::CompressionMethod) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, bytes) in [("x/data.pkl", data), ("x/data/0", storage)] {
+        let options = zip::write::SimpleFileOptions::default().compression_method(method);
+        zip.start_file(name, options).unwrap();
+        std::io::Write::write_all(&mut zip, bytes).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+#[test]
+fn zips_that_unfold_are_refused() {
+    let bomb = zipped(b"\x80\x02}.", &[0; 1 << 16], zip::CompressionMethod::Deflated);
+    assert!(refused(&bomb).contains("is compressed, which torch.save never does"));
+    // The central directory says that the pickle is longer than it is.
+    let mut lying = state_dict(&tensors()).unwrap();
+    let at = lying.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    lying[at + 20..at + 28].fill(0xf0);
+    assert!(refused(&lying).contains("is no whole PyTorch file"));
+    assert!(refused(&zipped(b"\x80\x02}", b"", zip::CompressionMethod::Stored)).contains("cut off"));
+}
+
+/// A tensor with one f32 of the storage `0`, memoised as `q\x01`.
+const TENSOR: &[u8] =
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0\
+                        cpuK\x01tQK\0K\x01\x85K\x01\x85\x89}tRq\x01";
+
+#[test]
+fn many_names_of_one_tensor_do_not_fill_the_memory() {
+    // A long name, memoised and given to each of many entries.
+    let long = vec![b'n'; 10_000];
+    let mut pickle = [&b"\x80\x02}(X\x10\x27\0\0"[..], &long, b"q\x02", TENSOR].concat();
+    (0..5_000).for_each(|_| pickle.extend(b"h\x02h\x01"));
+    pickle.extend(b"u.");
+    let text = refused(&zipped(&pickle, &[0; 4], zip::CompressionMethod::Stored));
+    assert!(text.contains("many times its own length"), "{text}");
+}
+
+#[test]
+fn a_module_without_the_buffers_that_it_does_not_save() {
+    let mut pickle =
+        b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81}(X\x08\0\0\0_modules}X\x08\0\0\0_buffers}(X\x01\0\0\0a"
+            .to_vec();
+    pickle.extend(TENSOR);
+    pickle.extend(b"X\x01\0\0\0bh\x01X\x01\0\0\0cNuX\x1b\0\0\0_non_persistent_buffers_setc__builtin__\nset\n](X\x01\0\0\0be\x85Rub.");
+    let found = read(&zipped(&pickle, &1.5f32.to_le_bytes(), zip::CompressionMethod::Stored)).unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(found[0].0 == "a" && found[0].1.double_value(&[0]) == 1.5);
+}
+
+#[test]
+fn which_of_several_networks_is_meant() {
+    let network = |key: &[u8]| [&[b'X', key.len() as u8, 0, 0, 0], key, b"}X\x01\0\0\0w", TENSOR, b"s"].concat();
+    let file = |keys: &[&[u8]]| {
+        let pickle =
+            [&b"\x80\x02}(X\x04\0\0\0stepK\x05"[..], &keys.iter().flat_map(|k| network(k)).collect::<Vec<_>>(), b"u."]
+                .concat();
+        zipped(&pickle, &[0; 4], zip::CompressionMethod::Stored)
+    };
+    assert_eq!(read(&file(&[b"state_dict"])).unwrap().len(), 1);
+    assert_eq!(read(&file(&[b"net", b"ema"])).unwrap().len(), 1);
+    let text = refused(&file(&[b"net", b"target"]));
+    assert!(text.contains("--key") && text.contains("`net`, `target`"), "{text}");
+    let path = Path::new("theirs.pt");
+    assert_eq!(read_tensors(path, &file(&[b"net", b"target"]), Some("target")).unwrap().len(), 1);
+    let text = read_tensors(path, &file(&[b"net"]), Some("step")).unwrap_err().to_string();
+    assert!(text.contains("has no network `step`; it holds `net`"), "{text}");
 }
 
 /// A zip whose pickle was changed, with its checksum made to fit, so that what the pickle says is looked at.
