@@ -75,6 +75,44 @@ fn openai_names_come_back_bit_for_bit() {
         succeed(folder, &["import", theirs, "--config", "adm.toml", "--out", "back.safetensors"]);
         assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
     }
+    attention_layers_in_the_other_order_come_back_too(folder);
+}
+
+fn attention_layers_in_the_other_order_come_back_too(folder: &Path) {
+    const ORDER: [&str; 2] = ["--attention-order", "heads-three"];
+    let said = succeed(folder, &[&["export", LAST, "guided.pt", "--naming", "openai"], &ORDER[..]].concat());
+    assert!(said.contains("guided-diffusion"), "{said}");
+    let import = ["import", "guided.pt", "--config", "adm.toml", "--out", "back.safetensors"];
+    succeed(folder, &[&import, &ORDER[..]].concat());
+    assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
+    // Taken for the default order, only the rows of q, k and v come to other places.
+    succeed(folder, &import);
+    let (ours, back) = (tensors(&folder.join(LAST)), tensors(&folder.join("back.safetensors")));
+    for ((name, x), (_, y)) in ours.iter().zip(&back) {
+        assert!(name.contains(".qkv.") || x.equal(y), "{name}");
+    }
+    assert!(ours.iter().zip(&back).any(|((_, x), (_, y))| !x.equal(y)));
+}
+
+#[test]
+fn the_noise_levels_of_iddpm_go_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let config = std::fs::read_to_string(TINY).unwrap();
+    let config = config
+        .replace("objective.edm = {}", "objective.ddpm = {}")
+        .replace("[data]", "preconditioning.iddpm.m = 100\n[data]");
+    let config = config.replace("steps = 3\nsigma_max = 20.0", "steps = 3");
+    std::fs::write(folder.join("iddpm.toml"), config).unwrap();
+    succeed(folder, &["train", "iddpm.toml", "--out", "run", "--set", "stage.0.nimg=384"]);
+    succeed(folder, &["export", LAST, "x.safetensors", "--naming", "edm"]);
+    let (_, u) = tensors(&folder.join("x.safetensors")).into_iter().find(|(name, _)| name == "u").unwrap();
+    assert!(u.size() == [101] && u.double_value(&[100]) == 0.0 && u.double_value(&[0]) > u.double_value(&[1]));
+    let import = ["import", "x.safetensors", "--config", "iddpm.toml", "--out", "back.safetensors"];
+    succeed(folder, &import);
+    assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
+    let message = refuse(folder, &[&import[..], &["--set", "preconditioning.iddpm.m=50"]].concat());
+    assert!(message.contains("x.safetensors: its noise levels `u` [101] are not those"), "{message}");
 }
 
 #[test]
