@@ -4,7 +4,7 @@ use crate::args::{EvalArgs, Metric};
 use crate::card::Card;
 use crate::{Ended, card, extractor, reference, sample, session, ui};
 use lcsc_data::{DataConfig, Dataset};
-use lcsc_diffusion::{Model, SamplerConfig};
+use lcsc_diffusion::{LatentSet, Model, SamplerConfig};
 use lcsc_metrics::{Evaluation, ExtractorConfig, MetricConfig, Metrics, Results, Scorer};
 use lcsc_torch::{Device, Result, Stream, Tensor, Weights, catch, write_atomic};
 use miette::IntoDiagnostic;
@@ -102,9 +102,9 @@ impl Source {
         match self {
             Self::Weights(g) => {
                 let net = g.model.bind(&g.weights)?;
-                let draw =
-                    sample::Draws { seed: args.seed, stream: Stream::ReportLatents, n, chunk: args.machine.chunk };
-                sample::chunks(&net, &g.sampler, draw, device, with)
+                let latents =
+                    LatentSet { seed: args.seed, stream: Stream::ReportLatents, n, chunk: args.machine.chunk };
+                sample::chunks(&net, &g.sampler, latents, device, with)
             }
             Self::Images(data) => {
                 let images = data.images.f_narrow(0, 0, n as i64)?;

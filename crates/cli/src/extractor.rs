@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 /// The environment variable that names a copy of FID's Inception weights.
 const INCEPTION: &str = "LCSC_INCEPTION";
-/// How the hash of the published weights begins.
-const PUBLISHED: &str = "6726825d";
 
 /// The extractor of a config for images [C,H,W]; none where it is a classifier that is trained on the data.
 ///
@@ -69,11 +67,13 @@ fn published() -> Result<PathBuf> {
 fn inception(path: &Path, device: Device) -> Result<Inception> {
     let bytes = std::fs::read(path).at(path)?;
     let hash: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-    if !hash.starts_with(PUBLISHED) {
+    // The published name says how the hash begins.
+    if !lcsc_data::INCEPTION.file.contains(&hash[..8]) {
         tracing::warn!(
-            "{}: not the published Inception weights (SHA-256 {}…, expected {PUBLISHED}…): distances are not comparable \
+            "{}: not the published Inception weights ({}, but SHA-256 {}…): distances are not comparable \
              with published ones",
             path.display(),
+            lcsc_data::INCEPTION.file,
             &hash[..8]
         );
     }

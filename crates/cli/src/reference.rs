@@ -6,6 +6,9 @@ use lcsc_torch::{Context, Error, Result, Tensor, bail};
 use npyz::npz::NpzArchive;
 use std::path::Path;
 
+/// The most values of a covariance: of 16,384 features.
+const MAX_VALUES: u64 = 1 << 28;
+
 /// Mean and covariance in a file of statistics: `mu` and `sigma` of an `.npz` (pytorch-fid, EDM) or a `.pkl` (EDM, EDM2).
 /// None for anything else: a dataset, also where statistics come with the images (OpenAI's reference batches).
 ///
@@ -38,6 +41,9 @@ fn from_npz(path: &Path) -> Result<Option<(Tensor, Tensor)>> {
     let mut array = |name: &str| -> Result<Tensor> {
         let Some(npy) = npz.by_name(name).at(path)? else { bail!("{}: has no `{name}`", path.display()) };
         let shape: Vec<i64> = npy.shape().iter().map(|&d| d as i64).collect();
+        if npy.len() > MAX_VALUES {
+            bail!("{}: its `{name}` of shape {shape:?} is too large for statistics", path.display());
+        }
         let values = npy.into_vec::<f64>().at(path)?;
         Ok(Tensor::f_from_slice(&values)?.f_view(&shape[..])?)
     };

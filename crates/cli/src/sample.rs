@@ -2,7 +2,7 @@
 
 use crate::args::SampleArgs;
 use crate::{Ended, card, pictures, session, ui};
-use lcsc_diffusion::{Denoiser, SamplerConfig, generate, random_classes};
+use lcsc_diffusion::{Denoiser, Draw, LatentSet, SamplerConfig, generate, random_classes};
 use lcsc_report::ImageBatch;
 use lcsc_torch::{Context, Device, Error, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
 use miette::IntoDiagnostic;
@@ -55,10 +55,10 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
     output.prepare().into_diagnostic()?;
     let bar = ui::bar(args.n, "images");
-    let draws = Draws { seed: args.seed, stream: Stream::SampleLatents, n: args.n, chunk: args.machine.chunk };
+    let latents = LatentSet { seed: args.seed, stream: Stream::SampleLatents, n: args.n, chunk: args.machine.chunk };
     let images = catch("sampling", || {
         let mut all = Vec::new();
-        chunks(&model.bind(&weights)?, &sampler, draws, device, |images| {
+        chunks(&model.bind(&weights)?, &sampler, latents, device, |images| {
             bar.inc(images.size()[0] as u64);
             all.push(images.f_to(Device::Cpu)?);
             Ok(())
@@ -74,31 +74,18 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     Ok(Ended::Done)
 }
 
-/// Which images to sample.
-pub struct Draws {
-    /// Seed of the latents.
-    pub seed: u64,
-    /// What they are for.
-    pub stream: Stream,
-    /// How many.
-    pub n: u64,
-    /// How many at once.
-    pub chunk: u64,
-}
-
 /// Calls `with` for each chunk of samples, u8 [B,C,H,W]: no more than a chunk is held.
 pub fn chunks(
     net: &Denoiser,
     sampler: &SamplerConfig,
-    draws: Draws,
+    latents: LatentSet,
     device: Device,
     mut with: impl FnMut(&Tensor) -> Result<()>,
 ) -> Result<()> {
-    let Draws { seed, stream, n, chunk } = draws;
-    for first in (0..n).step_by(chunk as usize) {
-        let images = generate(net, sampler, seed, stream, first, chunk.min(n - first) as usize, device)?.images;
+    for Draw { seed, stream, first, n } in latents.draws() {
+        let images = generate(net, sampler, seed, stream, first, n, device)?.images;
         if images.isfinite().all().int64_value(&[]) == 0 {
-            bail!("samples {first} to {} hold values that are not finite", (first + chunk).min(n) - 1);
+            bail!("samples {first} to {} hold values that are not finite", first + n as u64 - 1);
         }
         with(&to_u8(&images))?;
     }

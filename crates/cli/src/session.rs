@@ -103,7 +103,7 @@ pub fn suite(data: &Dataset, metric: &MetricConfig, device: Device) -> miette::R
     suite.into_diagnostic()
 }
 
-/// Where extractors are kept between runs: `$LCSC_CACHE`, else `lcsc` in the user's cache folder.
+/// Where extractors and fetched files are kept between runs: `$LCSC_CACHE`, else `lcsc` in the user's cache folder.
 pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("LCSC_CACHE")

@@ -19,6 +19,29 @@ pub struct Draw {
     pub n: usize,
 }
 
+/// Which images to sample: the first `n` of a latent stream, `chunk` at once.
+#[derive(Debug, Clone, Copy)]
+pub struct LatentSet {
+    /// Seed of the latents.
+    pub seed: u64,
+    /// What they are for.
+    pub stream: Stream,
+    /// N, the number of images.
+    pub n: u64,
+    /// Images sampled at once; changes memory and speed, not the images.
+    pub chunk: u64,
+}
+
+impl LatentSet {
+    /// The chunks.
+    pub fn draws(&self) -> Vec<Draw> {
+        let Self { seed, stream, n, chunk } = *self;
+        let chunk = chunk.max(1);
+        let draw = |first| Draw { seed, stream, first, n: chunk.min(n - first) as usize };
+        (0..n).step_by(chunk as usize).map(draw).collect()
+    }
+}
+
 /// The images `first..first+n` of a latent stream, without gradient: latents, classes and sampler noise of each image
 /// are functions of (seed, stream, index), so that they do not depend on how many are made at once.
 ///

@@ -21,7 +21,7 @@ pub use consistency::{
 pub use denoising::{DdpmConfig, EdmConfig, ddpm_loss, edm_loss};
 pub use distance::{Distance, DistanceConfig};
 pub use ect::{Adjustment, EctConfig, ect_loss};
-pub use generate::{Draw, generate};
+pub use generate::{Draw, LatentSet, generate};
 pub use gradient::generate_backward;
 pub use grid::{Spacing, karras_sigmas};
 pub use lpips::{Lpips, LpipsConfig, LpipsNetwork};

@@ -103,13 +103,10 @@ impl Extractor {
     /// A chunk, with black images added where the network always sees as many.
     fn filled(&self, chunk: Tensor) -> Result<Tensor> {
         let missing = self.chunk() - chunk.size()[0];
-        match self {
-            Self::Inception(_) | Self::TorchScript(_) if missing > 0 => {
-                Ok(chunk.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, missing])?)
-            }
-            Self::Inception(_) | Self::TorchScript(_) => Ok(chunk),
-            Self::Classifier(_) | Self::RandomConvolutions(_) | Self::Pixels(_) => Ok(chunk),
+        if missing == 0 || !matches!(self, Self::Inception(_) | Self::TorchScript(_)) {
+            return Ok(chunk);
         }
+        Ok(chunk.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, missing])?)
     }
 
     fn chunk(&self) -> i64 {

@@ -4,7 +4,10 @@
 //! and its class scores are 1008.
 
 use crate::extractor::rgb;
-use lcsc_torch::{Device, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, bail};
+use lcsc_torch::{
+    Device, Error, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, TensorSpec, bail,
+};
+use std::collections::HashMap;
 
 /// D, the features of the last pool.
 const FEATURES: i64 = 2048;
@@ -14,15 +17,15 @@ const CLASSES: i64 = 1008;
 const SIDE: i64 = 299;
 /// What batch normalisation adds to variances.
 const EPSILON: f64 = 1e-3;
+/// Tensors of a batch normalisation that go into weight and bias of the convolution before it.
+const FOLDED: [&str; 3] = ["bn.weight", "bn.running_mean", "bn.running_var"];
 
-/// Convolution without bias, batch normalisation by fixed statistics, ReLU.
+/// Convolution, batch normalisation by fixed statistics, ReLU. The normalisation is affine: it was folded into weight and
+/// bias.
 #[derive(Debug)]
 struct Conv {
     weight: ParamId,
-    gamma: ParamId,
-    beta: ParamId,
-    mean: ParamId,
-    variance: ParamId,
+    bias: ParamId,
     stride: i64,
     padding: [i64; 2],
 }
@@ -57,18 +60,14 @@ const fn valid(stride: i64) -> Shape {
 impl Conv {
     fn new(b: &mut LayoutBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
         let Shape { kernel: [h, w], stride, padded } = shape;
-        let mut of_batch_norm = |part: &str| b.param(format!("{name}.bn.{part}"), &[to], Init::Zeros);
-        let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"].map(&mut of_batch_norm);
+        let bias = b.param(format!("{name}.bn.bias"), &[to], Init::Zeros);
         let weight = b.param(format!("{name}.conv.weight"), &[to, from, h, w], Init::Zeros);
-        Self { weight, gamma, beta, mean, variance, stride, padding: if padded { [h / 2, w / 2] } else { [0, 0] } }
+        Self { weight, bias, stride, padding: if padded { [h / 2, w / 2] } else { [0, 0] } }
     }
 
     fn forward(&self, params: &Params, x: &Tensor) -> Tensor {
-        // The normalisation is affine: it goes into weight and bias of the convolution.
-        let scale = &params[self.gamma] * (&params[self.variance] + EPSILON).rsqrt();
-        let weight = &params[self.weight] * scale.view([-1, 1, 1, 1]);
-        let bias = &params[self.beta] - &params[self.mean] * scale;
-        x.conv2d(&weight, Some(&bias), [self.stride; 2], self.padding, [1, 1], 1).relu()
+        let (weight, bias) = (&params[self.weight], &params[self.bias]);
+        x.conv2d(weight, Some(bias), [self.stride; 2], self.padding, [1, 1], 1).relu()
     }
 }
 
@@ -271,10 +270,10 @@ pub struct Inception {
 
 impl Inception {
     /// The names and shapes of pytorch-fid's state dict, `num_batches_tracked` apart.
-    pub fn layout() -> ParamLayout {
+    pub fn tensors() -> Vec<TensorSpec> {
         let mut b = LayoutBuilder::default();
         Structure::new(&mut b);
-        b.finish()
+        of_file(&b.finish())
     }
 
     /// The network with the tensors of pytorch-fid's `pt_inception-2015-12-05`; `hash` names the file that they are from.
@@ -285,25 +284,11 @@ impl Inception {
         let mut b = LayoutBuilder::default();
         let structure = Structure::new(&mut b);
         let layout = b.finish();
-        let is_counter = |name: &str| name.ends_with("num_batches_tracked");
-        if let Some((extra, _)) =
-            tensors.iter().find(|(name, _)| !is_counter(name) && layout.params().iter().all(|s| s.name != *name))
-        {
-            bail!("the Inception weights hold a tensor `{extra}` that FID's network does not have: {EXPECTED}");
-        }
-        let mut pieces = Vec::new();
-        for spec in layout.params() {
-            let Some((_, tensor)) = tensors.iter().find(|(name, _)| *name == spec.name) else {
-                bail!("the Inception weights lack the tensor `{}`: {EXPECTED}", spec.name);
-            };
-            if tensor.size() != spec.shape {
-                let (name, shape) = (&spec.name, &spec.shape);
-                bail!("the Inception weights' tensor `{name}` is {:?}, not {shape:?}: {EXPECTED}", tensor.size());
-            }
-            pieces.push(tensor.f_to_device_(device, Kind::Float, false, false)?.f_flatten(0, -1)?);
-        }
-        let hash = hash.get(..8).unwrap_or(hash).to_string();
-        Ok(Inception { structure, layout, theta: Tensor::f_cat(&pieces, 0)?, hash })
+        let found = Found::new(tensors, &of_file(&layout))?;
+        let piece =
+            |spec: &TensorSpec| found.folded(&spec.name)?.f_to_kind(Kind::Float)?.f_flatten(0, -1).map_err(Error::from);
+        let theta = Tensor::f_cat(&layout.params().iter().map(piece).collect::<Result<Vec<_>>>()?, 0)?.f_to(device)?;
+        Ok(Inception { structure, layout, theta, hash: hash.get(..8).unwrap_or(hash).to_string() })
     }
 
     /// Features f32 [B,2048] of pixels f32 [B,1 or 3,H,W] in [−1,1].
@@ -334,6 +319,64 @@ impl Inception {
 
     pub(crate) fn convention(&self) -> String {
         format!("inception pool3 2048-d weights {} bilinear {SIDE}", self.hash)
+    }
+}
+
+/// All tensors of the file that a network is made of.
+fn of_file(layout: &ParamLayout) -> Vec<TensorSpec> {
+    let beside = |spec: &TensorSpec| {
+        let layer = spec.name.strip_suffix(".bn.bias").map(String::from);
+        let shape = spec.shape.clone();
+        let other = move |layer: String| {
+            FOLDED.map(|part| TensorSpec { name: format!("{layer}.{part}"), shape: shape.clone(), init: Init::Zeros })
+        };
+        layer.map(other).into_iter().flatten()
+    };
+    layout.params().iter().flat_map(|spec| std::iter::once(spec.clone()).chain(beside(spec))).collect()
+}
+
+/// The tensors of a file, f64, by their names.
+struct Found(HashMap<String, Tensor>);
+
+impl Found {
+    /// # Errors
+    /// They are not those that are expected.
+    fn new(tensors: &[(String, Tensor)], expected: &[TensorSpec]) -> Result<Self> {
+        let is_counter = |name: &str| name.ends_with("num_batches_tracked");
+        let given = tensors.iter().filter(|(name, _)| !is_counter(name));
+        let mut rest: HashMap<&str, &Tensor> = given.map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let mut found = HashMap::new();
+        for spec in expected {
+            match rest.remove(spec.name.as_str()) {
+                None => bail!("the Inception weights lack the tensor `{}`: {EXPECTED}", spec.name),
+                Some(tensor) if tensor.size() != spec.shape => {
+                    let (name, shape) = (&spec.name, &spec.shape);
+                    bail!("the Inception weights' tensor `{name}` is {:?}, not {shape:?}: {EXPECTED}", tensor.size());
+                }
+                Some(tensor) => drop(found.insert(spec.name.clone(), tensor.f_to_kind(Kind::Double)?)),
+            }
+        }
+        if let Some(extra) = rest.keys().next() {
+            bail!("the Inception weights hold a tensor `{extra}` that FID's network does not have: {EXPECTED}");
+        }
+        Ok(Self(found))
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.0.get(name).ok_or_else(|| Error::msg(format!("the Inception weights lack the tensor `{name}`")))
+    }
+
+    /// A tensor; of a convolution and its bias with the normalisation γ·(x − μ)/√(σ² + ε) + β inside.
+    fn folded(&self, name: &str) -> Result<Tensor> {
+        let Some(layer) = name.strip_suffix(".conv.weight").or(name.strip_suffix(".bn.bias")) else {
+            return Ok(self.get(name)?.shallow_clone());
+        };
+        let [gamma, mean, variance] = FOLDED.map(|part| self.get(&format!("{layer}.{part}")));
+        let scale = gamma? * (variance? + EPSILON).rsqrt();
+        Ok(match name.ends_with(".conv.weight") {
+            true => self.get(name)? * scale.view([-1, 1, 1, 1]),
+            false => self.get(name)? - mean? * scale,
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::gradient::Objective;
 use crate::methods::step_images;
 use crate::score::{Fitness, Latents, ReportScores, Scores};
 use crate::tuning::Tuning;
-use lcsc_diffusion::{Denoiser, Draw, SamplerConfig, generate};
+use lcsc_diffusion::{Denoiser, Draw, LatentSet, SamplerConfig, generate};
 use lcsc_metrics::{Evaluation, FeatureStats, Metrics, Scorer, Suite};
 use lcsc_torch::{Device, Error, Result, Stream, Tensor, Weights, bail, derive_seed, to_u8};
 use lcsc_trajectory::{Partition, Window};
@@ -197,29 +197,6 @@ impl Fitness for SampledFitness<'_> {
 
     fn end_tuning(&mut self) -> Result<()> {
         self.tuning.as_mut().map_or(Ok(()), Tuning::save)
-    }
-}
-
-/// Which images to sample: the first `n` of a latent stream, `chunk` at once.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LatentSet {
-    /// Seed of the latents.
-    pub seed: u64,
-    /// What they are for.
-    pub stream: Stream,
-    /// N, the number of images.
-    pub n: u64,
-    /// Images sampled at once; changes memory and speed, not the images.
-    pub chunk: u64,
-}
-
-impl LatentSet {
-    /// The chunks.
-    pub(crate) fn draws(&self) -> Vec<Draw> {
-        let Self { seed, stream, n, chunk } = *self;
-        let chunk = chunk.max(1);
-        let draw = |first| Draw { seed, stream, first, n: chunk.min(n - first) as usize };
-        (0..n).step_by(chunk as usize).map(draw).collect()
     }
 }
 

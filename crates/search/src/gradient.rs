@@ -1,8 +1,7 @@
 //! The gradient of the Fréchet distance of sampled images with respect to the parameters, for any number of images and any
 //! sampler.
 
-use crate::fitness::LatentSet;
-use lcsc_diffusion::{Draw, Model, SamplerConfig, generate, generate_backward};
+use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig, generate, generate_backward};
 use lcsc_metrics::Scorer;
 use lcsc_torch::tch::{no_grad, with_grad};
 use lcsc_torch::{Device, Error, Kind, Result, Tensor, Weights};

@@ -15,7 +15,7 @@ const N: i64 = 24;
 pub fn inception(gain: f64) -> Outcome<Extractor> {
     let tensor =
         |spec: &TensorSpec| (spec.name.clone(), Tensor::from_slice(&own_rule(spec, gain)).view(&spec.shape[..]));
-    let tensors: Vec<_> = Inception::layout().params().iter().map(tensor).collect();
+    let tensors: Vec<_> = Inception::tensors().iter().map(tensor).collect();
     Ok(Extractor::Inception(Box::new(Inception::new(&tensors, "rule", Device::Cpu)?)))
 }
 
