@@ -154,7 +154,7 @@ fn flags(path: &Path, bytes: &[u8], name: &str) -> Result<Option<Vec<bool>>> {
         }
         let mut source = String::new();
         file.take(SOURCE).read_to_string(&mut source).map_err(|e| broken(&e))?;
-        for head in source.split("def forward(self,").skip(1) {
+        for head in source.split("def forward(self").skip(1) {
             let arguments = head.split("->").next().unwrap_or_default().trim().trim_end_matches([')', ':', ' ']);
             if let Some(flags) = flags_up_to(name, arguments) {
                 return if let Some(flags) = flags {
@@ -172,8 +172,8 @@ fn flags(path: &Path, bytes: &[u8], name: &str) -> Result<Option<Vec<bool>>> {
 fn flags_up_to(name: &str, arguments: &str) -> Option<Option<Vec<bool>>> {
     let declared =
         |argument: &str| argument.split(':').next().map(str::trim) == Some(name) && argument.contains("bool");
-    // The first argument is the image.
-    let arguments: Vec<&str> = arguments.split(',').skip(1).collect();
+    // The rest of `self` and the image come first.
+    let arguments: Vec<&str> = arguments.split(',').skip(2).collect();
     let last = arguments.iter().position(|a| declared(a))?;
     let default = |argument: &&str| match argument.split('=').nth(1).map(str::trim) {
         Some("True") => Some(true),
@@ -190,11 +190,11 @@ mod tests {
 
     #[test]
     fn flags_are_found_in_a_signature() {
-        let nvidia = "\n    img: Tensor,\n    use_fp16: bool=False,\n    return_features: bool=False,\n    no_output_bias: bool=False";
+        let nvidia = ": __torch__.Inception,\n    img: Tensor,\n    use_fp16: bool=False,\n    return_features: bool=False,\n    no_output_bias: bool=False";
         assert_eq!(flags_up_to("return_features", nvidia), Some(Some(vec![false, true])));
         assert_eq!(flags_up_to("no_output_bias", nvidia), Some(Some(vec![false, false, true])));
         assert_eq!(flags_up_to("pool3", nvidia), None);
-        assert_eq!(flags_up_to("b", " x: Tensor, n: int=3, b: bool=False"), Some(None));
+        assert_eq!(flags_up_to("b", ", x: Tensor, n: int=3, b: bool=False"), Some(None));
     }
 
     /// A module scripted by tracing: the mean of each channel.
@@ -219,6 +219,21 @@ mod tests {
         assert_eq!(module.forward(&x.narrow(1, 2, 1)).unwrap().double_value(&[0, 0]), 255.0);
         let convention = module.convention();
         assert!(convention.starts_with("torchscript mean.pt 3-d weights ") && module.dim() == 3, "{convention}");
+    }
+
+    #[test]
+    fn a_scripted_module_is_asked_for_features_by_its_argument() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/scripted.pt");
+        let open = |output| TorchScript::open(&path, output, [3, 4, 4], Device::Cpu);
+        let module = open(Some("return_features")).unwrap();
+        let x = Tensor::from_slice(&[-1.0f32, 0.0, 1.0]).view([1, 3, 1, 1]).expand([2, 3, 4, 4], false);
+        let x = x.copy().set_requires_grad(true);
+        let features = module.forward(&x).unwrap();
+        assert_eq!(Vec::<f32>::try_from(features.get(1)).unwrap(), [0.0, 127.5, 255.0]);
+        // Gradients reach the pixels: each of 16 has a share in the mean of its channel.
+        features.sum(Kind::Float).backward();
+        assert_eq!(x.grad().double_value(&[1, 2, 3, 3]), 127.5 / 16.0);
+        assert!(open(None).unwrap_err().to_string().contains("gives a tensor [1] for 1 images without `output`"));
     }
 
     #[test]
