@@ -75,16 +75,18 @@ fn openai_names_come_back_bit_for_bit() {
         succeed(folder, &["import", theirs, "--config", "adm.toml", "--out", "back.safetensors"]);
         assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
     }
-    attention_layers_in_the_other_order_come_back_too(folder);
+    attention_layers_in_other_orders_come_back_too(folder);
 }
 
-fn attention_layers_in_the_other_order_come_back_too(folder: &Path) {
-    const ORDER: [&str; 2] = ["--attention-order", "heads-three"];
-    let said = succeed(folder, &[&["export", LAST, "guided.pt", "--naming", "openai"], &ORDER[..]].concat());
-    assert!(said.contains("guided-diffusion"), "{said}");
+fn attention_layers_in_other_orders_come_back_too(folder: &Path) {
     let import = ["import", "guided.pt", "--config", "adm.toml", "--out", "back.safetensors"];
-    succeed(folder, &[&import, &ORDER[..]].concat());
-    assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
+    for order in ["new", "legacy"] {
+        let order = ["--attention-order", order];
+        let said = succeed(folder, &[&["export", LAST, "guided.pt", "--naming", "openai"], &order[..]].concat());
+        assert!(said.contains("guided-diffusion"), "{said}");
+        succeed(folder, &[&import, &order[..]].concat());
+        assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
+    }
     // Taken for the default order, only the rows of q, k and v come to other places.
     succeed(folder, &import);
     let (ours, back) = (tensors(&folder.join(LAST)), tensors(&folder.join("back.safetensors")));
@@ -124,13 +126,20 @@ fn a_folder_of_files_becomes_a_trajectory_that_is_searched() {
         let nimg = step * 32;
         let ours = format!("run/trajectory/ckpt-{nimg:012}-raw.safetensors");
         succeed(folder, &["export", &ours, &format!("model{step:06}.pt"), "--naming", "edm"]);
+        succeed(folder, &["export", &ours, &format!("ema{step:06}.pt"), "--naming", "edm"]);
     }
+    // Their EMA, here the same weights, is a row among the baselines.
+    let ema = ["--set", "stage.0.ema=[{constant={beta=0.9}}]", "--trajectory", "ema-b0.9=ema*.pt"];
     let import = ["import", "theirs", "--config", "run/config.toml", "--trajectory", "model*.pt"];
-    let said = succeed(folder, &import);
-    assert!(said.contains("3 checkpoints") && said.contains("lcsc search theirs"), "{said}");
+    let said = succeed(folder, &[&import, &ema[..]].concat());
+    assert!(said.contains("6 checkpoints") && said.contains("lcsc search theirs"), "{said}");
+    let list = std::fs::read_to_string(folder.join("theirs/imported.txt")).unwrap();
+    assert!(list.starts_with("128 ema-b0.9 ./ema000004.pt\n128 raw ./model000004.pt\n256 "), "{list}");
     assert_same(&folder.join(LAST), &folder.join("theirs/trajectory/ckpt-000000000384-raw.safetensors"));
     let search = ["search", "theirs", "--set", "search.budget.evaluations=4"];
     assert!(succeed(folder, &search).contains("LCSC"));
+    let evaluations = std::fs::read_to_string(folder.join("theirs/search/default/evaluations.jsonl")).unwrap();
+    assert!(evaluations.contains("\"ema-b0.9\""), "{evaluations}");
     assert!(folder.join("theirs/merged.safetensors").exists());
     assert!(refuse(folder, &["train", "run/config.toml", "--out", "theirs"]).contains("were imported"));
     assert!(refuse(folder, &import).contains("there is a run in this folder already"));

@@ -156,7 +156,7 @@ pub struct MergeArgs {
 
 #[derive(clap::Args)]
 pub struct ImportArgs {
-    /// The file: a PyTorch state dict, an EDM snapshot or safetensors. With --trajectory: the run folder to make.
+    /// The file: a PyTorch state dict, an EDM snapshot or safetensors. With --trajectory or --list: the run folder to make.
     pub place: PathBuf,
     /// Config that describes the network, the data and the sampler.
     #[arg(long)]
@@ -165,12 +165,16 @@ pub struct ImportArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Weights file to write.
-    #[arg(long, required_unless_present = "trajectory", conflicts_with = "trajectory")]
+    #[arg(long, required_unless_present_any = ["trajectory", "list"], conflicts_with_all = ["trajectory", "list"])]
     pub out: Option<PathBuf>,
-    /// Files of one training, such as 'ckpts/ema_0.9999_*.pt': each becomes a checkpoint. The last number in a name says how
-    /// far the training was.
-    #[arg(long, value_name = "PATTERN")]
-    pub trajectory: Option<String>,
+    /// Files of one training, such as 'ckpts/model*.pt': each becomes a checkpoint. The last number in a name says how far
+    /// the training was. Given again for its EMA tracks by their names in the config: 'ema-b0.9999=ckpts/ema_0.9999_*.pt'.
+    #[arg(long, value_name = "[TRACK=]PATTERN")]
+    pub trajectory: Vec<String>,
+    /// Files of one training in a list, where their names do not tell enough: lines of `IMAGES TRACK FILE`, such as
+    /// `51200 raw ckpts/model.pt`.
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
     /// Images that this number counts in (default: 1000 in `network-snapshot-…`, else the batch of the config's stage, for
     /// steps).
     #[arg(long, requires = "trajectory", value_parser = clap::value_parser!(u64).range(1..))]
@@ -178,9 +182,9 @@ pub struct ImportArgs {
     /// Which network of a file that holds several (default: the only one, or `ema`).
     #[arg(long)]
     pub key: Option<String>,
-    /// Rows of q, k and v in OpenAI's attention layers, which nothing in a file tells: `three-heads` (consistency_models,
-    /// or `use_new_attention_order`) or `heads-three` (improved-diffusion, guided-diffusion).
-    #[arg(long, default_value = "three-heads", value_parser = parse_order)]
+    /// Rows of q, k and v in OpenAI's attention layers, which nothing in a file tells: `flash` (consistency_models), `new`
+    /// (guided-diffusion with `use_new_attention_order`) or `legacy` (improved-diffusion, guided-diffusion by default).
+    #[arg(long, default_value = "flash", value_parser = parse_order)]
     pub attention_order: AttentionOrder,
 }
 
@@ -193,9 +197,9 @@ pub struct ExportArgs {
     /// Whose names tensors get.
     #[arg(long, value_enum)]
     pub naming: Naming,
-    /// Rows of q, k and v by OpenAI's names: `three-heads` (consistency_models) or `heads-three` (improved-diffusion,
-    /// guided-diffusion).
-    #[arg(long, default_value = "three-heads", value_parser = parse_order)]
+    /// Attention layers by OpenAI's names: `flash` (consistency_models), `new` (guided-diffusion with
+    /// `use_new_attention_order`) or `legacy` (improved-diffusion, guided-diffusion by default).
+    #[arg(long, default_value = "flash", value_parser = parse_order)]
     pub attention_order: AttentionOrder,
 }
 
@@ -315,9 +319,10 @@ fn parse_dtype(text: &str) -> Result<StorageDtype, String> {
 
 fn parse_order(text: &str) -> Result<AttentionOrder, String> {
     match text {
-        "three-heads" => Ok(AttentionOrder::ThreeHeads),
-        "heads-three" => Ok(AttentionOrder::HeadsThree),
-        other => Err(format!("unknown order `{other}`, expected three-heads or heads-three")),
+        "flash" => Ok(AttentionOrder::Flash),
+        "new" => Ok(AttentionOrder::New),
+        "legacy" => Ok(AttentionOrder::Legacy),
+        other => Err(format!("unknown order `{other}`, expected flash, new or legacy")),
     }
 }
 
@@ -334,7 +339,7 @@ mod tests {
         assert_eq!((scripted.torchscript, scripted.output), (Some("a, b.pt".into()), Some("f".into())));
         assert!(parse_extractor("output = \"f\"").unwrap_err().contains("belongs to `torchscript`"));
         assert!(parse_extractor("inseption").unwrap_err().contains("expected `inception`"));
-        assert!(parse_order("heads-three").is_ok() && parse_order("legacy").unwrap_err().contains("three-heads"));
+        assert!(parse_order("legacy").is_ok() && parse_order("old").unwrap_err().contains("flash, new or legacy"));
         assert!(parse_dtype("bf16").is_ok() && parse_dtype("f64").unwrap_err().contains("f16"));
     }
 }

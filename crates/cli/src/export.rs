@@ -4,13 +4,25 @@ use crate::args::{ExportArgs, Naming};
 use crate::card::Card;
 use crate::{Ended, card, naming, ui};
 use lcsc_diffusion::{PreconditioningConfig, TimeInput};
-use lcsc_torch::{Device, Result, StorageDtype, bail, catch, pack_weights, serialize, write_atomic};
+use lcsc_torch::{Device, Result, StorageDtype, catch, pack_weights, serialize, write_atomic};
 use lcsc_trajectory::state_dict;
 use lcsc_unet::AttentionOrder;
 use miette::IntoDiagnostic;
 
+/// What a file of tensors is.
+#[derive(Clone, Copy)]
+enum Format {
+    StateDict,
+    Safetensors,
+}
+
 /// Reads, renames, writes.
 pub fn command(args: &ExportArgs) -> miette::Result<Ended> {
+    let format = match args.out.extension().and_then(|e| e.to_str()) {
+        Some("pt" | "pth") => Format::StateDict,
+        Some("safetensors") => Format::Safetensors,
+        Some(_) | None => miette::bail!("{}: expected a name ending in .pt, .pth or .safetensors", args.out.display()),
+    };
     let (card, model, weights) = card::open(&args.weights, Device::Cpu)?;
     let usage = match args.naming {
         Naming::Edm => edm_usage(&card),
@@ -22,10 +34,9 @@ pub fn command(args: &ExportArgs) -> miette::Result<Ended> {
             Naming::Edm => naming::to_edm(ours, &model)?,
             Naming::Openai => naming::to_openai(&ours, &card.network, card.image, args.attention_order)?,
         };
-        let bytes = match args.out.extension().and_then(|e| e.to_str()) {
-            Some("pt" | "pth") => state_dict(&tensors)?,
-            Some("safetensors") => serialize(&tensors, ("usage", &usage))?,
-            Some(_) | None => bail!("{}: expected a name ending in .pt or .safetensors", args.out.display()),
+        let bytes = match format {
+            Format::StateDict => state_dict(&tensors, &usage)?,
+            Format::Safetensors => serialize(&tensors, ("usage", &usage))?,
         };
         write_atomic(&args.out, &bytes)
     })
@@ -56,8 +67,9 @@ fn edm_usage(card: &Card) -> String {
 
 fn openai_usage(card: &Card, order: AttentionOrder) -> String {
     let code = match order {
-        AttentionOrder::ThreeHeads => "consistency_models with attention_type \"flash\"",
-        AttentionOrder::HeadsThree => "improved-diffusion or guided-diffusion with the default order of attention",
+        AttentionOrder::Flash => "consistency_models",
+        AttentionOrder::New => "guided-diffusion with use_new_attention_order=True",
+        AttentionOrder::Legacy => "improved-diffusion or guided-diffusion with use_new_attention_order=False",
     };
     let time = match &card.preconditioning {
         PreconditioningConfig::Edm(_) if tells_openai_time(card) => "250·ln(sigma), as KarrasDenoiser gives it",

@@ -1,5 +1,7 @@
 //! `lcsc import`: weights of other programs, one file or a trajectory.
 
+mod sources;
+
 use crate::args::ImportArgs;
 use crate::card::Card;
 use crate::config::{self, Config, Loaded};
@@ -7,23 +9,21 @@ use crate::{Ended, naming, ui};
 use lcsc_data::Dataset;
 use lcsc_diffusion::Model;
 use lcsc_torch::{Context, Error, Result, StorageDtype, Weights, bail, catch, pack_weights, serialize, write_atomic};
+use lcsc_train::StageConfig;
 use lcsc_trajectory::{Checkpoint, METADATA, RunFolder, Writer, read_tensors};
 use lcsc_unet::AttentionOrder;
 use miette::IntoDiagnostic;
-use std::path::{Path, PathBuf};
-use wildmatch::WildMatch;
-
-/// What a snapshot of EDM counts in.
-const KIMG: u64 = 1000;
+use sources::{Source, sources};
+use std::path::Path;
 
 /// Imports a file, or each file of a training.
 pub fn command(args: &ImportArgs) -> miette::Result<Ended> {
     let target = Target::of(config::load(&args.config, &args.set)?, args.attention_order)?;
-    match (&args.trajectory, &args.out) {
-        (Some(pattern), _) => catch("importing", || trajectory(args, &target, pattern)).into_diagnostic()?,
-        (None, Some(out)) => catch("importing", || one(args, &target, out)).into_diagnostic()?,
-        (None, None) => miette::bail!("--out: where to write the weights"),
-    }
+    catch("importing", || match &args.out {
+        Some(out) => one(args, &target, out),
+        None => trajectory(args, &target),
+    })
+    .into_diagnostic()?;
     Ok(Ended::Done)
 }
 
@@ -33,8 +33,7 @@ struct Target {
     model: Model,
     order: AttentionOrder,
     card: Card,
-    stage: String,
-    batch: u64,
+    stage: StageConfig,
 }
 
 impl Target {
@@ -47,13 +46,12 @@ impl Target {
         let hash = Dataset::open(&config.data, &bar).into_diagnostic()?.hash;
         bar.finish_and_clear();
         let card = Card::new(&config, image, &hash);
-        let (stage, batch) = (stage.name.clone(), stage.batch);
-        Ok(Self { config, model, order, card, stage, batch })
+        let stage = stage.clone();
+        Ok(Self { config, model, order, card, stage })
     }
 
     fn read(&self, path: &Path, key: Option<&str>) -> Result<Weights> {
-        let bytes = std::fs::read(path).at(path)?;
-        let tensors = read_tensors(path, &bytes, key)?;
+        let tensors = read_tensors(path, &std::fs::read(path).at(path)?, key)?;
         naming::to_ours(path, tensors, &self.config.model, &self.model, self.order)
     }
 }
@@ -68,8 +66,8 @@ fn one(args: &ImportArgs, target: &Target, out: &Path) -> Result<()> {
 }
 
 /// Makes a run folder of the files. It becomes a run only when all are there.
-fn trajectory(args: &ImportArgs, target: &Target, pattern: &str) -> Result<()> {
-    let files = numbered(pattern, args.unit, target.batch)?;
+fn trajectory(args: &ImportArgs, target: &Target) -> Result<()> {
+    let files = sources(args, target.stage.batch, &target.stage.tracks())?;
     if args.place.join("trajectory").exists() {
         bail!("{}: there is a run in this folder already", args.place.display());
     }
@@ -86,17 +84,17 @@ fn trajectory(args: &ImportArgs, target: &Target, pattern: &str) -> Result<()> {
     Ok(())
 }
 
-fn fill(args: &ImportArgs, target: &Target, files: &[(u64, PathBuf)], folder: &Path) -> Result<()> {
+fn fill(args: &ImportArgs, target: &Target, files: &[Source], folder: &Path) -> Result<()> {
     let run = RunFolder::create(folder)?;
     let mut writer = Writer::start(&run)?;
     let bar = ui::bar(files.len() as u64, "files");
     let mut first: Option<Weights> = None;
-    for (nimg, path) in files {
+    for Source { nimg, track, path } in files {
         let weights = target.read(path, args.key.as_deref())?;
         if first.as_ref().is_some_and(|f| f.buffers.iter().zip(&weights.buffers).any(|(a, b)| !a.equal(b))) {
             return Err(Error::file(path, "has other buffers than the first file: it is of another training"));
         }
-        let checkpoint = Checkpoint::new(&target.stage, *nimg, *nimg, "raw", StorageDtype::F32);
+        let checkpoint = Checkpoint::new(&target.stage.name, *nimg, *nimg, track, StorageDtype::F32);
         let described = serde_json::to_value(&checkpoint).map_err(|e| Error::file(path, e.to_string()))?;
         let card = Card { checkpoint: Some(described), ..target.card.clone() };
         let card = serde_json::to_string(&card).map_err(|e| Error::file(path, e.to_string()))?;
@@ -106,70 +104,8 @@ fn fill(args: &ImportArgs, target: &Target, files: &[(u64, PathBuf)], folder: &P
     }
     writer.finish()?;
     bar.finish_and_clear();
-    let list: String = files.iter().map(|(nimg, path)| format!("{nimg} {}\n", path.display())).collect();
+    let list: String = files.iter().map(|source| format!("{source}\n")).collect();
     write_atomic(run.imported(), list.as_bytes())?;
     let text = target.config.to_toml().map_err(|e| Error::msg(e.to_string()))?;
     write_atomic(run.config_path(), text.as_bytes())
-}
-
-/// The files of a pattern with the images that their names tell, in this order.
-fn numbered(pattern: &str, unit: Option<u64>, batch: u64) -> Result<Vec<(u64, PathBuf)>> {
-    let path = Path::new(pattern);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let matcher = WildMatch::new(name);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).at(folder)? {
-        let path = entry.at(folder)?.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(|name| matcher.matches(name)) else {
-            continue;
-        };
-        let default = if name.starts_with("network-snapshot-") { KIMG } else { batch };
-        let count = last_number(name).and_then(|count| count.checked_mul(unit.unwrap_or(default)));
-        let Some(nimg) = count else {
-            return Err(Error::file(&path, "its name has no number that tells how far the training was: rename it"));
-        };
-        files.push((nimg, path));
-    }
-    files.sort();
-    if files.len() < 2 {
-        bail!(
-            "--trajectory {pattern}: {} files, expected at least 2 (in quotes, so that the shell leaves it alone)",
-            files.len()
-        );
-    }
-    if let Some(((nimg, a), (_, b))) = files.iter().zip(&files[1..]).find(|(a, b)| a.0 == b.0) {
-        bail!("{} and {} are both of {nimg} images: choose one track by the pattern", a.display(), b.display());
-    }
-    Ok(files)
-}
-
-/// The last number in a name, its extension apart.
-fn last_number(name: &str) -> Option<u64> {
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    stem.split(|c: char| !c.is_ascii_digit()).rfind(|digits| !digits.is_empty())?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_tell_how_far_the_training_was() {
-        assert_eq!(last_number("network-snapshot-000123.pkl"), Some(123));
-        assert_eq!(last_number("ema_0.9999_010000.pt"), Some(10_000));
-        assert_eq!(last_number("model.pt"), None);
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["model000200.pt", "model000100.pt", "ema_0.9_000100.pt", "network-snapshot-000002.pkl"] {
-            std::fs::write(folder.path().join(name), "").unwrap();
-        }
-        let found = |pattern: &str, unit| {
-            let pattern = folder.path().join(pattern).display().to_string();
-            numbered(&pattern, unit, 64).map(|files| files.into_iter().map(|(nimg, _)| nimg).collect::<Vec<_>>())
-        };
-        assert_eq!(found("model*.pt", None).unwrap(), [6400, 12_800]);
-        assert_eq!(found("model*.pt", Some(1)).unwrap(), [100, 200]);
-        assert!(found("*000*00*", Some(1)).unwrap_err().to_string().contains("both of 100 images"));
-        assert!(found("network-*", None).unwrap_err().to_string().contains("1 files, expected at least 2"));
-    }
 }

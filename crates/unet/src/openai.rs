@@ -6,14 +6,26 @@ use crate::adm::DhariwalUNetConfig;
 use crate::config::{Heads, ImageShape, Resolution};
 use lcsc_torch::{Result, Tensor};
 
-/// The order of the rows of q, k and v in an attention layer of theirs.
+/// The order of the rows of q, k and v in an attention layer of theirs, by what their code calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttentionOrder {
-    /// (three, heads, head channel): consistency_models ("flash"), and guided-diffusion with `use_new_attention_order`.
+    /// (three, heads, head channel), in two-dimensional convolutions: consistency_models.
     #[default]
-    ThreeHeads,
+    Flash,
+    /// (three, heads, head channel), in one-dimensional convolutions: guided-diffusion with `use_new_attention_order`.
+    New,
     /// (heads, three, head channel), in one-dimensional convolutions: improved-diffusion, and guided-diffusion by default.
-    HeadsThree,
+    Legacy,
+}
+
+impl AttentionOrder {
+    /// What becomes of the weight of a 1×1 convolution in an attention layer.
+    fn convolution(self) -> Arrangement {
+        match self {
+            Self::Flash => Arrangement::Same,
+            Self::New | Self::Legacy => Arrangement::OneDimensional,
+        }
+    }
 }
 
 /// How the values of a tensor of theirs become ours.
@@ -50,10 +62,12 @@ impl Counterpart {
     pub fn their_shape(&self, ours: &[i64]) -> Vec<i64> {
         match (self.arrangement, ours) {
             (Arrangement::Transposed, _) => ours.iter().rev().copied().collect(),
-            (
-                Arrangement::OneDimensional | Arrangement::Attention { order: AttentionOrder::HeadsThree, .. },
-                [shorter @ .., 1],
-            ) => shorter.to_vec(),
+            (Arrangement::OneDimensional, [shorter @ .., 1]) => shorter.to_vec(),
+            (Arrangement::Attention { order, .. }, [shorter @ .., 1])
+                if order.convolution() == Arrangement::OneDimensional =>
+            {
+                shorter.to_vec()
+            }
             (Arrangement::Same | Arrangement::OneDimensional | Arrangement::Attention { .. }, _) => ours.to_vec(),
         }
     }
@@ -69,12 +83,10 @@ impl Counterpart {
             Arrangement::Attention { order, heads } => {
                 let channels = ours[0] / (3 * heads);
                 match order {
-                    AttentionOrder::ThreeHeads => {
+                    AttentionOrder::Flash | AttentionOrder::New => {
                         theirs.f_reshape([3, heads, channels, -1])?.f_permute([1, 2, 0, 3])?
                     }
-                    AttentionOrder::HeadsThree => {
-                        theirs.f_reshape([heads, 3, channels, -1])?.f_permute([0, 2, 1, 3])?
-                    }
+                    AttentionOrder::Legacy => theirs.f_reshape([heads, 3, channels, -1])?.f_permute([0, 2, 1, 3])?,
                 }
             }
         };
@@ -93,8 +105,8 @@ impl Counterpart {
             Arrangement::Attention { order, heads } => {
                 let split = ours.f_reshape([heads, shape[0] / (3 * heads), 3, -1])?;
                 split.f_permute(match order {
-                    AttentionOrder::ThreeHeads => [2, 0, 1, 3],
-                    AttentionOrder::HeadsThree => [0, 2, 1, 3],
+                    AttentionOrder::Flash | AttentionOrder::New => [2, 0, 1, 3],
+                    AttentionOrder::Legacy => [0, 2, 1, 3],
                 })?
             }
         };
@@ -157,11 +169,7 @@ impl Found {
             self.tensor(&own, &their, Arrangement::Attention { order: self.order, heads });
         }
         let (own, their) = (format!("{ours}.proj"), format!("{theirs}.proj_out"));
-        let weight = match self.order {
-            AttentionOrder::ThreeHeads => Arrangement::Same,
-            AttentionOrder::HeadsThree => Arrangement::OneDimensional,
-        };
-        self.tensor(&format!("{own}.weight"), &format!("{their}.weight"), weight);
+        self.tensor(&format!("{own}.weight"), &format!("{their}.weight"), self.order.convolution());
         self.tensor(&format!("{own}.bias"), &format!("{their}.bias"), Arrangement::Same);
     }
 
@@ -274,8 +282,8 @@ mod tests {
             indices.map(|(i, j, d)| row(i, j, d)).collect()
         };
         for (order, theirs) in [
-            (AttentionOrder::ThreeHeads, all(3, heads, &value)),
-            (AttentionOrder::HeadsThree, all(heads, 3, &|h, t, d| value(t, h, d))),
+            (AttentionOrder::Flash, all(3, heads, &value)),
+            (AttentionOrder::Legacy, all(heads, 3, &|h, t, d| value(t, h, d))),
         ] {
             let arrangement = Arrangement::Attention { order, heads };
             let counterpart = Counterpart { ours: "a".into(), theirs: "b".into(), arrangement };
@@ -298,7 +306,7 @@ mod tests {
             ..DhariwalUNetConfig::adm_imagenet64()
         };
         let (_, layout) = DhariwalUNet::new(&config, image, 3);
-        for order in [AttentionOrder::ThreeHeads, AttentionOrder::HeadsThree] {
+        for order in [AttentionOrder::Flash, AttentionOrder::New, AttentionOrder::Legacy] {
             for counterpart in openai_counterparts(&config, image, order) {
                 let spec = layout.params().iter().find(|p| p.name == counterpart.ours).unwrap();
                 let ours = Tensor::arange(spec.numel(), (Kind::Float, Device::Cpu)).reshape(&spec.shape);
@@ -306,7 +314,7 @@ mod tests {
                 assert_eq!(theirs.size(), counterpart.their_shape(&spec.shape));
                 assert!(counterpart.to_ours(&theirs, &spec.shape).unwrap().equal(&ours), "{}", spec.name);
                 if counterpart.theirs.ends_with("proj_out.weight") {
-                    assert_eq!(theirs.dim(), if order == AttentionOrder::HeadsThree { 3 } else { 4 });
+                    assert_eq!(theirs.dim(), if order == AttentionOrder::Flash { 4 } else { 3 });
                 }
             }
         }

@@ -5,11 +5,12 @@ use std::io::{Cursor, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// The bytes of a file that `torch.load(…, weights_only=True)` reads as an `OrderedDict` of these f32 tensors, in this order.
+/// The bytes of a file that `torch.load(…, weights_only=True)` reads as an `OrderedDict` of these f32 tensors, in this order;
+/// `usage` is the text of an entry of the zip, beside the values.
 ///
 /// # Errors
 /// A tensor is of another type.
-pub fn state_dict(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+pub fn state_dict(tensors: &[(String, Tensor)], usage: &str) -> Result<Vec<u8>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let broken = |e: &dyn std::fmt::Display| Error::msg(format!("writing a state dict: {e}"));
     let mut entry = |name: &str, bytes: &[u8]| -> Result<()> {
@@ -30,6 +31,7 @@ pub fn state_dict(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
         entry(&format!("data/{i}"), &bytes)?;
     }
     entry("version", b"3\n")?;
+    entry("usage.txt", usage.as_bytes())?;
     Ok(zip.finish().map_err(|e| broken(&e))?.into_inner())
 }
 

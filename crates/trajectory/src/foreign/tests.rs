@@ -21,7 +21,7 @@ fn refused(bytes: &[u8]) -> String {
 
 #[test]
 fn a_state_dict_survives_the_round_trip_bit_for_bit() {
-    let found = read(&state_dict(&tensors()).unwrap()).unwrap();
+    let found = read(&state_dict(&tensors(), "").unwrap()).unwrap();
     assert_eq!(found.len(), 3);
     for ((name, tensor), (expected_name, expected)) in found.iter().zip(tensors()) {
         assert!(*name == expected_name && tensor.equal(&expected) && tensor.size() == expected.size(), "{name}");
@@ -32,7 +32,7 @@ fn a_state_dict_survives_the_round_trip_bit_for_bit() {
 fn wrapped_names_lose_their_prefix_only_where_all_have_it() {
     let wrapped = |prefix: [&str; 2]| {
         let named = prefix.iter().zip(tensors()).map(|(p, (name, t))| (format!("{p}{name}"), t)).collect::<Vec<_>>();
-        let found = read(&state_dict(&named).unwrap()).unwrap();
+        let found = read(&state_dict(&named, "").unwrap()).unwrap();
         found.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
     };
     assert_eq!(wrapped(["module.", "module."]), ["b.weight", "a.bias"]);
@@ -41,7 +41,7 @@ fn wrapped_names_lose_their_prefix_only_where_all_have_it() {
 
 #[test]
 fn every_truncation_is_an_error() {
-    let whole = state_dict(&tensors()[..1]).unwrap();
+    let whole = state_dict(&tensors()[..1], "").unwrap();
     for n in 0..whole.len() {
         assert!(read(&whole[..n]).is_err(), "{n} of {} bytes", whole.len());
     }
@@ -109,7 +109,7 @@ fn zips_that_unfold_are_refused() {
     let bomb = zipped(b"\x80\x02}.", &[0; 1 << 16], zip::CompressionMethod::Deflated);
     assert!(refused(&bomb).contains("is compressed, which torch.save never does"));
     // The central directory says that the pickle is longer than it is.
-    let mut lying = state_dict(&tensors()).unwrap();
+    let mut lying = state_dict(&tensors(), "").unwrap();
     let at = lying.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
     lying[at + 20..at + 28].fill(0xf0);
     assert!(refused(&lying).contains("is no whole PyTorch file"));
@@ -165,7 +165,7 @@ fn which_of_several_networks_is_meant() {
 
 /// A zip whose pickle was changed, with its checksum made to fit, so that what the pickle says is looked at.
 fn with_pickle(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
-    let mut bytes = state_dict(&tensors()).unwrap();
+    let mut bytes = state_dict(&tensors(), "").unwrap();
     let name = b"archive/data.pkl";
     let places: Vec<usize> = (0..bytes.len() - name.len()).filter(|&i| bytes[i..].starts_with(name)).collect();
     let size = u32::from_le_bytes(bytes[places[0] - 8..places[0] - 4].try_into().unwrap()) as usize;
@@ -203,7 +203,7 @@ proptest! {
     #[test]
     fn no_mutation_makes_it_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
         let change = |bytes: &mut [u8]| changes.iter().for_each(|(at, byte)| bytes[at.index(bytes.len())] = *byte);
-        let mut bytes = state_dict(&tensors()).unwrap();
+        let mut bytes = state_dict(&tensors(), "").unwrap();
         change(&mut bytes);
         let _ = read(&bytes);
         let _ = read(&with_pickle(change));
