@@ -25,7 +25,7 @@ pub fn statistics(path: &Path) -> Result<Option<FeatureStats>> {
 
 fn checked(mean: Tensor, cov: Tensor) -> Result<FeatureStats> {
     let d = mean.size();
-    if d.len() != 1 || cov.size() != [d[0], d[0]] {
+    if d.len() != 1 || d[0] == 0 || cov.size() != [d[0], d[0]] {
         bail!("its mu is {:?} and its sigma {:?}, expected [D] and [D, D]", mean.size(), cov.size());
     }
     FeatureStats::from_parts(mean, cov)
@@ -63,4 +63,62 @@ fn from_pickle(path: &Path) -> Result<(Tensor, Tensor)> {
         Ok(Tensor::f_from_slice(&array.to_f64().map_err(named)?)?.f_view(&shape[..])?)
     };
     Ok((array("mu")?, array("sigma")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use npyz::WriterBuilder;
+    use npyz::npz::NpzWriter;
+    use npyz::zip::{CompressionMethod, write::FileOptions};
+
+    /// An npz of statistics with these values.
+    fn npz(mu: &[f64], sigma: &[f64], shape: [u64; 2]) -> Vec<u8> {
+        let mut file = std::io::Cursor::new(Vec::new());
+        let mut writer = NpzWriter::new(&mut file);
+        let options = FileOptions::default().compression_method(CompressionMethod::Stored);
+        for (name, shape, values) in [("mu", &[mu.len() as u64][..], mu), ("sigma", &shape, sigma)] {
+            let array = writer.array::<f64>(name, options).unwrap();
+            let mut array = array.default_dtype().shape(shape).begin_nd().unwrap();
+            array.extend(values.iter().copied()).unwrap();
+            array.finish().unwrap();
+        }
+        drop(writer);
+        file.into_inner()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Option<FeatureStats>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stats.npz");
+        std::fs::write(&path, bytes).unwrap();
+        statistics(&path)
+    }
+
+    #[test]
+    fn statistics_have_to_fit_one_another() {
+        let stats = read(&npz(&[1.0, 2.0], &[3.0, 0.5, 0.5, 4.0], [2, 2])).unwrap().unwrap();
+        assert_eq!((stats.dim(), stats.mean.double_value(&[1]), stats.cov.double_value(&[0, 1])), (2, 2.0, 0.5));
+        let refused = |mu: &[f64], sigma: &[f64], shape| read(&npz(mu, sigma, shape)).unwrap_err().to_string();
+        let text = refused(&[1.0, 2.0], &[3.0, 0.5], [1, 2]);
+        assert!(text.contains("its mu is [2] and its sigma [1, 2], expected [D] and [D, D]"), "{text}");
+        assert!(refused(&[1.0, f64::NAN], &[3.0, 0.5, 0.5, 4.0], [2, 2]).contains("not finite"));
+        assert!(refused(&[1.0, 2.0], &[3.0, 0.5, -0.5, 4.0], [2, 2]).contains("not symmetric"));
+        assert!(refused(&[], &[], [0, 0]).contains("expected [D] and [D, D]"));
+    }
+
+    #[test]
+    fn damaged_statistics_are_errors() {
+        let whole = npz(&[1.0, 2.0], &[3.0, 0.5, 0.5, 4.0], [2, 2]);
+        for at in 0..whole.len() {
+            assert!(read(&whole[..at]).is_err(), "cut at {at}");
+            // Whatever comes of it: no panic, and nothing that is not finite.
+            for value in [0, b'9', 0xff] {
+                let mut altered = whole.clone();
+                altered[at] = value;
+                if let Ok(Some(stats)) = read(&altered) {
+                    assert!(stats.dim() == 2 && stats.cov.sum(lcsc_torch::Kind::Double).double_value(&[]).is_finite());
+                }
+            }
+        }
+    }
 }

@@ -250,5 +250,9 @@ mod tests {
         let text = error(&half, None);
         assert!(text.contains("half.pt") && text.contains("no TorchScript module"), "{text}");
         assert!(error(&half, Some("x")).contains("no whole TorchScript archive"));
+        for cut in (0..whole.len()).step_by(97) {
+            std::fs::write(&half, &whole[..cut]).unwrap();
+            assert!(error(&half, None).contains("half.pt"), "cut at {cut}");
+        }
     }
 }
