@@ -65,6 +65,7 @@ def write(folder):
     net = modules(state).eval().requires_grad_(False)
     with open(f"{folder}/network-snapshot-000123.pkl", "wb") as f:
         pickle.dump(dict(ema=net, loss_fn=None, dataset_kwargs={"path": "x"}), f)
+    torch.save(dict(net=net, optimizer_state={}), f"{folder}/training-state-000123.pt")
 
 
 def check(path, folder):

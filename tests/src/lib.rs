@@ -2,7 +2,7 @@
 
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};
-use lcsc_metrics::{RealImages, Suite};
+use lcsc_metrics::{Preparation, Progress, RealImages};
 use lcsc_torch::{Device, SafeFile, Stream, Tensor, derive_seed, set_cpu_threads};
 use lcsc_trajectory::METADATA;
 use serde_json::Value;
@@ -57,7 +57,9 @@ pub fn cache() -> &'static Path {
         let data = Dataset::open(&DataConfig::default(), &ProgressBar::hidden()).unwrap();
         let (images, labels, classes, hash) = (&data.images, data.labels.as_ref(), data.classes, data.hash.as_str());
         let real = RealImages { images, labels, classes, hash };
-        Suite::prepare(real, None, 0, Device::Cpu, Some(&folder), &|_, _, _| {}).unwrap();
+        let progress: Progress = &|_, _, _| {};
+        let cache = Some(folder.as_path());
+        Preparation { real, seed: 0, device: Device::Cpu, cache, kept: None, progress }.suite(None).unwrap();
         folder
     });
     &CACHE

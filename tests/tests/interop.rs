@@ -8,8 +8,7 @@ use std::process::Command;
 
 /// The names and values in a weights file.
 fn tensors(path: &Path) -> Vec<(String, Tensor)> {
-    let file = SafeFile::open(path).unwrap();
-    file.names().into_iter().map(|name| (name.clone(), file.tensor(&name).unwrap())).collect()
+    SafeFile::open(path).unwrap().tensors().unwrap()
 }
 
 fn assert_same(a: &Path, b: &Path) {
@@ -27,6 +26,12 @@ fn run(folder: &Path, more: &[&str]) {
     succeed(folder, &args);
 }
 
+/// Runs `import` or `export`, which write where nothing is.
+fn convert(folder: &Path, args: &[&str], out: &str) -> String {
+    let _ = std::fs::remove_file(folder.join(out));
+    succeed(folder, args)
+}
+
 /// The last checkpoint of the run.
 const LAST: &str = "run/trajectory/ckpt-000000000384-raw.safetensors";
 
@@ -38,9 +43,11 @@ fn exported_weights_come_back_bit_for_bit() {
     for out in ["edm.pt", "edm.safetensors"] {
         let said = succeed(folder, &["export", LAST, out, "--naming", "edm"]);
         assert!(said.contains("load_state_dict") && said.contains("strict=True"), "{said}");
-        succeed(folder, &["import", out, "--config", "run/config.toml", "--out", "back.safetensors"]);
+        let import = ["import", out, "--config", "run/config.toml", "--out", "back.safetensors"];
+        convert(folder, &import, "back.safetensors");
         assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
     }
+    assert!(refuse(folder, &["export", LAST, "edm.pt", "--naming", "edm"]).contains("edm.pt: exists already"));
     succeed(folder, &["sample", "--weights", "back.safetensors", "--n", "2", "--out", "x.png"]);
     let message = refuse(folder, &["export", LAST, "x.pt", "--naming", "openai"]);
     assert!(message.contains("OpenAI's names are those of ADM networks"), "{message}");
@@ -61,8 +68,8 @@ fn openai_names_come_back_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let config = std::fs::read_to_string(TINY).unwrap();
-    let adm = "preset = \"adm-imagenet64\"\nadm.model_channels = 8\nadm.channel_mult = [1, 2]\nadm.num_blocks = 1\n\
-               adm.attn_resolutions = [4]\nadm.heads = { channels = 8 }";
+    let adm = "preset = \"adm-imagenet64\"\nadm.model_channels = 32\nadm.channel_mult = [1, 2]\nadm.num_blocks = 1\n\
+               adm.attn_resolutions = [4]\nadm.heads = { channels = 8 }\nadm.min_channels_per_group = 1";
     let config = config
         .replace("preset = \"tiny\"\nsong.model_channels = 8", adm)
         .replace("conditional = false", "conditional = true");
@@ -71,8 +78,10 @@ fn openai_names_come_back_bit_for_bit() {
     succeed(folder, &["export", LAST, "openai.safetensors", "--naming", "openai"]);
     assert!(tensors(&folder.join("openai.safetensors")).iter().any(|(name, _)| name == "input_blocks.0.0.weight"));
     succeed(folder, &["export", LAST, "openai.pt", "--naming", "openai"]);
+    let message = refuse(folder, &["export", LAST, "x.pt", "--naming", "edm"]);
+    assert!(message.contains("EDM's code has no network of this `adm.heads`, only { channels = 64 }"), "{message}");
     for theirs in ["openai.pt", "openai.safetensors"] {
-        succeed(folder, &["import", theirs, "--config", "adm.toml", "--out", "back.safetensors"]);
+        convert(folder, &["import", theirs, "--config", "adm.toml", "--out", "back.safetensors"], "back.safetensors");
         assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
     }
     attention_layers_in_other_orders_come_back_too(folder);
@@ -82,13 +91,19 @@ fn attention_layers_in_other_orders_come_back_too(folder: &Path) {
     let import = ["import", "guided.pt", "--config", "adm.toml", "--out", "back.safetensors"];
     for order in ["new", "legacy"] {
         let order = ["--attention-order", order];
-        let said = succeed(folder, &[&["export", LAST, "guided.pt", "--naming", "openai"], &order[..]].concat());
+        let export = [&["export", LAST, "guided.pt", "--naming", "openai"], &order[..]].concat();
+        let said = convert(folder, &export, "guided.pt");
         assert!(said.contains("guided-diffusion"), "{said}");
-        succeed(folder, &[&import, &order[..]].concat());
+        convert(folder, &[&import, &order[..]].concat(), "back.safetensors");
         assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
     }
-    // Taken for the default order, only the rows of q, k and v come to other places.
-    succeed(folder, &import);
+    let message = refuse(folder, &import);
+    assert!(
+        message.contains("qkv.weight` has shape [192, 64, 1]: it takes --attention-order new or legacy"),
+        "{message}"
+    );
+    // Taken for the other order, only the rows of q, k and v come to other places.
+    convert(folder, &[&import[..], &["--attention-order", "new"]].concat(), "back.safetensors");
     let (ours, back) = (tensors(&folder.join(LAST)), tensors(&folder.join("back.safetensors")));
     for ((name, x), (_, y)) in ours.iter().zip(&back) {
         assert!(name.contains(".qkv.") || x.equal(y), "{name}");
@@ -103,7 +118,7 @@ fn the_noise_levels_of_iddpm_go_with_it() {
     let config = std::fs::read_to_string(TINY).unwrap();
     let config = config
         .replace("objective.edm = {}", "objective.ddpm = {}")
-        .replace("[data]", "preconditioning.iddpm.m = 100\n[data]");
+        .replace("[data]", "preconditioning.iddpm = { m = 100, learn_sigma = true }\n[data]");
     let config = config.replace("steps = 3\nsigma_max = 20.0", "steps = 3");
     std::fs::write(folder.join("iddpm.toml"), config).unwrap();
     succeed(folder, &["train", "iddpm.toml", "--out", "run", "--set", "stage.0.nimg=384"]);
@@ -113,6 +128,7 @@ fn the_noise_levels_of_iddpm_go_with_it() {
     let import = ["import", "x.safetensors", "--config", "iddpm.toml", "--out", "back.safetensors"];
     succeed(folder, &import);
     assert_same(&folder.join(LAST), &folder.join("back.safetensors"));
+    std::fs::remove_file(folder.join("back.safetensors")).unwrap();
     let message = refuse(folder, &[&import[..], &["--set", "preconditioning.iddpm.m=50"]].concat());
     assert!(message.contains("x.safetensors: its noise levels `u` [101] are not those"), "{message}");
 }
@@ -142,7 +158,7 @@ fn a_folder_of_files_becomes_a_trajectory_that_is_searched() {
     assert!(evaluations.contains("\"ema-b0.9\""), "{evaluations}");
     assert!(folder.join("theirs/merged.safetensors").exists());
     assert!(refuse(folder, &["train", "run/config.toml", "--out", "theirs"]).contains("were imported"));
-    assert!(refuse(folder, &import).contains("there is a run in this folder already"));
+    assert!(refuse(folder, &import).contains("theirs: exists already"));
     // A bad file among them leaves nothing behind.
     std::fs::write(folder.join("model000016.pt"), "no weights").unwrap();
     let message = refuse(folder, &[&["import", "others"], &import[2..]].concat());
@@ -179,12 +195,13 @@ fn files_of_pytorch_itself_come_in_and_ours_go_back() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     call(&["write", "."]);
-    let files = ["zip.pt", "legacy.pt", "wrapped.pth", "strided.pt", "network-snapshot-000123.pkl"];
+    let files =
+        ["zip.pt", "legacy.pt", "wrapped.pth", "strided.pt", "network-snapshot-000123.pkl", "training-state-000123.pt"];
     for (i, theirs) in files.iter().enumerate() {
         let ours = format!("{i}.safetensors");
         succeed(folder, &["import", theirs, "--config", "run/config.toml", "--out", &ours]);
         assert_same(&folder.join("0.safetensors"), &folder.join(&ours));
-        succeed(folder, &["export", &ours, "back.pt", "--naming", "edm"]);
+        convert(folder, &["export", &ours, "back.pt", "--naming", "edm"], "back.pt");
         call(&["check", "back.pt", "."]);
     }
 }

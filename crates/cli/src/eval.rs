@@ -3,10 +3,10 @@
 use crate::args::{EvalArgs, Metric};
 use crate::card::Card;
 use crate::{Ended, card, extractor, reference, sample, session, ui};
-use lcsc_data::{DataConfig, Dataset};
+use lcsc_data::{DataConfig, Dataset, Split};
 use lcsc_diffusion::{LatentSet, Model, SamplerConfig};
-use lcsc_metrics::{Evaluation, ExtractorConfig, MetricConfig, Metrics, Results, Scorer};
-use lcsc_torch::{Device, Result, Stream, Tensor, Weights, catch, write_atomic};
+use lcsc_metrics::{Evaluation, Extractor, ExtractorConfig, MetricConfig, Metrics, Results, Scorer, Suite};
+use lcsc_torch::{Context, Device, Result, Stream, Tensor, Weights, catch, permutation, write_atomic};
 use miette::IntoDiagnostic;
 use std::path::Path;
 
@@ -29,6 +29,9 @@ struct Generator {
 /// Samples or reads, measures, prints.
 pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
     let device = session::machine(args.machine.device, args.machine.threads)?;
+    if let Some(folder) = args.json.as_deref().and_then(Path::parent) {
+        std::fs::create_dir_all(folder).at(folder).into_diagnostic()?;
+    }
     let source = Source::open(args, device)?;
     let n = source.images(args)?;
     let scorers = scorers(args, &source, device)?;
@@ -36,9 +39,10 @@ pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
     ui::say!("{}", source.title(args));
     results.iter().for_each(print);
     if let Some(path) = &args.json {
-        let nfe = source.generator().map(|g| g.sampler.nfe());
+        let sampler = source.generator().map(|g| &g.sampler);
         let json = serde_json::json!({
-            "weights": args.weights, "images": args.images, "reference": args.reference, "seed": args.seed, "nfe": nfe,
+            "weights": args.weights, "images": args.images, "reference": args.reference, "seed": args.seed,
+            "sampler": sampler, "nfe": sampler.map(SamplerConfig::nfe),
             "results": results,
         });
         write_atomic(path, format!("{json:#}\n").as_bytes()).into_diagnostic()?;
@@ -106,9 +110,13 @@ impl Source {
                     LatentSet { seed: args.seed, stream: Stream::ReportLatents, n, chunk: args.machine.chunk };
                 sample::chunks(&net, &g.sampler, latents, device, with)
             }
+            // Whatever their order: samples often lie class by class.
             Self::Images(data) => {
-                let images = data.images.f_narrow(0, 0, n as i64)?;
-                images.f_split(args.machine.chunk as i64, 0)?.iter().try_for_each(&mut with)
+                let order = permutation(data.images.size()[0] as usize, args.seed, Stream::Order, 0);
+                order[..n as usize].chunks(args.machine.chunk as usize).try_for_each(|chunk| {
+                    let chunk = Tensor::f_from_slice(chunk)?.f_to(device)?;
+                    with(&data.images.f_index_select(0, &chunk)?)
+                })
             }
         }
     }
@@ -122,12 +130,11 @@ fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<V
     if let Some(extractor) = &args.extractor {
         metric.extractor = extractor.clone();
     }
-    extractor::locate(&metric.extractor).into_diagnostic()?;
+    let extractor = extractor::open(&metric.extractor, source.chw(), device).into_diagnostic()?;
     if let Some(path) = args.reference.as_deref().map(Path::new)
-        && let Some(stats) = reference::statistics(path).into_diagnostic()?
+        && let Some(stats) = reference::statistics(path, extractor.as_ref().map(Extractor::dim)).into_diagnostic()?
     {
-        let chw = source.chw();
-        let Some(extractor) = extractor::open(&metric.extractor, chw, device).into_diagnostic()? else {
+        let Some(extractor) = extractor else {
             miette::bail!(
                 "{}: statistics of features, which only the extractor that they were computed with can be compared with: \
                  --extractor inception, or --extractor 'torchscript = \"inception-2015-12-05.pt\", …' for EDM's",
@@ -138,9 +145,18 @@ fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<V
         return Ok(vec![Scorer::from_statistics(extractor, stats, &hash).into_diagnostic()?]);
     }
     let data = session::dataset(&source.reference_data(args), device)?;
-    let fixed = metric.extractor != ExtractorConfig::default();
-    let suite = session::suite(&data, &metric, device)?;
-    Ok(if fixed { vec![suite.primary] } else { vec![suite.primary, suite.independent, suite.pixels] })
+    let (ours, theirs) = (source.chw(), [1, 2, 3].map(|axis| data.images.size()[axis]));
+    if ours != theirs {
+        let remedy = "`lcsc data convert` with --resolution and --rgb makes them alike";
+        miette::bail!("the images are {ours:?} [C, H, W], those of the reference {} {theirs:?}: {remedy}", data.name);
+    }
+    session::preparing(&data, metric.seed, device, None, |preparation| match extractor {
+        Some(extractor) => Ok(vec![preparation.scorer(extractor)?]),
+        None => {
+            let Suite { primary, independent, pixels } = preparation.suite(None)?;
+            Ok(vec![primary, independent, pixels])
+        }
+    })
 }
 
 impl Source {
@@ -161,6 +177,7 @@ impl Source {
         };
         if let Some(reference) = &args.reference {
             config.source.clone_from(reference);
+            config.split = Split::default();
         }
         config
     }
@@ -169,7 +186,7 @@ impl Source {
 /// One pass over the images, for all scorers; what is not a Fréchet distance is measured by the first alone.
 fn measure(args: &EvalArgs, source: &Source, scorers: &[Scorer], n: u64, device: Device) -> Result<Vec<Results>> {
     let asked = |scorer| match &args.metrics {
-        None => Metrics::all(scorer),
+        None => Metrics::all(scorer, n),
         Some(metrics) => Metrics {
             kid: metrics.contains(&Metric::Kid),
             inception_score: metrics.contains(&Metric::Is),

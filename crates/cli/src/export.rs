@@ -23,6 +23,7 @@ pub fn command(args: &ExportArgs) -> miette::Result<Ended> {
         Some("safetensors") => Format::Safetensors,
         Some(_) | None => miette::bail!("{}: expected a name ending in .pt, .pth or .safetensors", args.out.display()),
     };
+    ui::refuse_existing(&args.out)?;
     let (card, model, weights) = card::open(&args.weights, Device::Cpu)?;
     let usage = match args.naming {
         Naming::Edm => edm_usage(&card),
@@ -31,7 +32,7 @@ pub fn command(args: &ExportArgs) -> miette::Result<Ended> {
     catch("exporting", || -> Result<()> {
         let ours = pack_weights(&model.layout, &weights, StorageDtype::F32)?;
         let tensors = match args.naming {
-            Naming::Edm => naming::to_edm(ours, &model)?,
+            Naming::Edm => naming::to_edm(ours, &card, &model)?,
             Naming::Openai => naming::to_openai(&ours, &card.network, card.image, args.attention_order)?,
         };
         let bytes = match format {

@@ -17,11 +17,13 @@ use sources::{Source, sources};
 use std::path::Path;
 
 /// Imports a file, or each file of a training.
-pub fn command(args: &ImportArgs) -> miette::Result<Ended> {
+pub fn command(args: &ImportArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+    ui::refuse_existing(args.out.as_deref().unwrap_or(&args.place))?;
+    signals.listen()?;
     let target = Target::of(config::load(&args.config, &args.set)?, args.attention_order)?;
     catch("importing", || match &args.out {
         Some(out) => one(args, &target, out),
-        None => trajectory(args, &target),
+        None => trajectory(args, &target, signals),
     })
     .into_diagnostic()?;
     Ok(Ended::Done)
@@ -66,30 +68,30 @@ fn one(args: &ImportArgs, target: &Target, out: &Path) -> Result<()> {
 }
 
 /// Makes a run folder of the files. It becomes a run only when all are there.
-fn trajectory(args: &ImportArgs, target: &Target) -> Result<()> {
+fn trajectory(args: &ImportArgs, target: &Target, signals: &ui::Signals) -> Result<()> {
     let files = sources(args, target.stage.batch, &target.stage.tracks())?;
-    if args.place.join("trajectory").exists() {
-        bail!("{}: there is a run in this folder already", args.place.display());
-    }
     // Into a folder beside it, which then takes its place.
     let parent = args.place.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).at(parent)?;
     // As readable as any new folder is (the umask applies), not for the owner alone as temporary ones are.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     let temporary = tempfile::Builder::new().prefix(".importing-").permissions(mode).tempdir_in(parent).at(parent)?;
-    fill(args, target, &files, temporary.path())?;
+    fill(args, target, &files, temporary.path(), signals)?;
     std::fs::rename(temporary.path(), &args.place).at(&args.place)?;
     let _ = temporary.keep();
     ui::say!("{}: {} checkpoints; next: lcsc search {}", args.place.display(), files.len(), args.place.display());
     Ok(())
 }
 
-fn fill(args: &ImportArgs, target: &Target, files: &[Source], folder: &Path) -> Result<()> {
+fn fill(args: &ImportArgs, target: &Target, files: &[Source], folder: &Path, signals: &ui::Signals) -> Result<()> {
     let run = RunFolder::create(folder)?;
     let mut writer = Writer::start(&run)?;
     let bar = ui::bar(files.len() as u64, "files");
     let mut first: Option<Weights> = None;
     for Source { nimg, track, path } in files {
+        if signals.stop() {
+            bail!("stopped; nothing is left of the import");
+        }
         let weights = target.read(path, args.key.as_deref())?;
         if first.as_ref().is_some_and(|f| f.buffers.iter().zip(&weights.buffers).any(|(a, b)| !a.equal(b))) {
             return Err(Error::file(path, "has other buffers than the first file: it is of another training"));

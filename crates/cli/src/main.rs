@@ -65,7 +65,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Merge(a) => merge::command(&a),
         Command::Sample(a) => sample::command(&a),
         Command::Eval(a) => eval::command(&a),
-        Command::Import(a) => import::command(&a),
+        Command::Import(a) => import::command(&a, signals),
         Command::Export(a) => export::command(&a),
         Command::Data(command) => data::command(&command, signals),
         Command::Doctor { config } => doctor::command(config.as_deref()),

@@ -1,10 +1,15 @@
 //! The names and arrangements of tensors in other programs.
 
-use lcsc_diffusion::{Model, Preconditioning};
+use crate::card::Card;
+use lcsc_diffusion::{Model, Preconditioning, PreconditioningConfig};
 use lcsc_torch::{Device, Error, Kind, ParamLayout, Result, Tensor, TensorSpec, Weights, bail};
-use lcsc_unet::{AttentionOrder, Counterpart, ImageShape, NetworkConfig, openai_counterparts};
+use lcsc_unet::{
+    AttentionOrder, Counterpart, DecoderAttention, Heads, ImageShape, NetworkConfig, Resolution, openai_counterparts,
+};
 use std::path::Path;
 
+/// Groups of all group norms in OpenAI's code.
+const OPENAI_GROUPS: i64 = 32;
 /// A tensor that only OpenAI's names have.
 const OPENAI: &str = "input_blocks.0.0.weight";
 
@@ -38,8 +43,13 @@ pub fn to_ours(
 /// steps.
 ///
 /// # Errors
-/// libtorch ran out of memory.
-pub fn to_edm(mut tensors: Vec<(String, Tensor)>, model: &Model) -> Result<Vec<(String, Tensor)>> {
+/// EDM's code has no such network: its weights would give other images there, or none.
+pub fn to_edm(mut tensors: Vec<(String, Tensor)>, card: &Card, model: &Model) -> Result<Vec<(String, Tensor)>> {
+    if let Some((key, expected)) = beyond_edm(card) {
+        bail!(
+            "EDM's code has no network of this `{key}`, only {expected}: use the weights file as it is in code of yours"
+        );
+    }
     if let Some(u) = levels(model)? {
         tensors.push((LEVELS.into(), u));
     }
@@ -65,6 +75,25 @@ pub fn to_openai(
     counterparts(network, image, order)?.iter().map(theirs).collect()
 }
 
+/// A value of an option that EDM's code does not have, and the one that it has.
+fn beyond_edm(card: &Card) -> Option<(&'static str, &'static str)> {
+    if matches!(&card.preconditioning, PreconditioningConfig::Iddpm(c) if !c.learn_sigma) {
+        return Some(("preconditioning.iddpm.learn_sigma", "true"));
+    }
+    match &card.network {
+        NetworkConfig::Song(c) if c.resample != Resolution::Blocks => Some(("song.resample", "`blocks`")),
+        NetworkConfig::Song(c) if c.skip_scale != std::f64::consts::FRAC_1_SQRT_2 => Some(("song.skip_scale", "√½")),
+        NetworkConfig::Song(c) if c.decoder_attention != DecoderAttention::Last => {
+            Some(("song.decoder_attention", "`last`"))
+        }
+        NetworkConfig::Adm(c) if c.resample != Resolution::Blocks => Some(("adm.resample", "`blocks`")),
+        NetworkConfig::Adm(c) if !c.adaptive_scale => Some(("adm.adaptive_scale", "true")),
+        NetworkConfig::Adm(c) if c.heads != Heads::Channels(64) => Some(("adm.heads", "{ channels = 64 }")),
+        NetworkConfig::Adm(c) if c.min_channels_per_group != 4 => Some(("adm.min_channels_per_group", "4")),
+        NetworkConfig::Song(_) | NetworkConfig::Adm(_) => None,
+    }
+}
+
 /// The buffer of EDM's iDDPM preconditioner: u [M+1], from the highest noise level down to 0.
 const LEVELS: &str = "u";
 /// How far noise levels that were worked out in f32 may lie from ours.
@@ -81,6 +110,7 @@ fn without_levels(mut tensors: Vec<(String, Tensor)>, model: &Model) -> Result<V
     let Some(expected) = levels(model)? else { return Ok(tensors) };
     let Some(place) = tensors.iter().position(|(name, _)| name == LEVELS) else { return Ok(tensors) };
     let (_, found) = tensors.remove(place);
+    let found = found.f_to_kind(Kind::Float)?;
     let same = found.size() == expected.size() && found.f_allclose(&expected, TOLERANCE, TOLERANCE * 0.01, false)?;
     if !same {
         bail!("its noise levels `{LEVELS}` {:?} are not those of preconditioning.iddpm in the config", found.size());
@@ -90,10 +120,15 @@ fn without_levels(mut tensors: Vec<(String, Tensor)>, model: &Model) -> Result<V
 
 fn counterparts(network: &NetworkConfig, image: ImageShape, order: AttentionOrder) -> Result<Vec<Counterpart>> {
     match network {
-        NetworkConfig::Adm(config) if config.augment_dim == 0 => Ok(openai_counterparts(config, image, order)),
-        NetworkConfig::Adm(_) => {
+        NetworkConfig::Adm(config) if config.augment_dim > 0 => {
             bail!("OpenAI's networks see no augmentation labels: model.adm.augment_dim has to be 0")
         }
+        NetworkConfig::Adm(config) if config.least_groups() != OPENAI_GROUPS => bail!(
+            "OpenAI's group norms have {OPENAI_GROUPS} groups, those of this network down to {}: set \
+             model.adm.min_channels_per_group = 1",
+            config.least_groups()
+        ),
+        NetworkConfig::Adm(config) => Ok(openai_counterparts(config, image, order)),
         NetworkConfig::Song(_) => bail!("OpenAI's names are those of ADM networks; this one is `song`"),
     }
 }
@@ -107,14 +142,15 @@ fn from_openai(
     let pairs: Vec<(&Counterpart, &TensorSpec)> = table.iter().filter_map(|c| Some((c, spec(c)?))).collect();
     let shapes: Vec<(&str, Vec<i64>)> =
         pairs.iter().map(|(c, spec)| (c.theirs.as_str(), c.their_shape(&spec.shape))).collect();
-    // Attention layers are of one- or two-dimensional convolutions, whatever their order.
-    let reshaped = |(name, tensor): (String, Tensor)| -> Result<(String, Tensor)> {
-        match shapes.iter().find(|(theirs, _)| *theirs == name) {
-            Some((_, shape)) if trimmed(shape) == trimmed(&tensor.size()) => Ok((name, tensor.f_reshape(shape)?)),
-            _ => Ok((name, tensor)),
-        }
-    };
-    let tensors = tensors.into_iter().map(reshaped).collect::<Result<Vec<_>>>()?;
+    // Dimensions of the convolutions in attention layers tell of the order what they can.
+    let of_attention = |(name, _): &&(String, Tensor)| name.ends_with(".qkv.weight");
+    if let Some((name, tensor)) = tensors.iter().find(of_attention)
+        && let Some((_, shape)) = shapes.iter().find(|(theirs, _)| theirs == name)
+        && tensor.dim() != shape.len()
+    {
+        let orders = if tensor.dim() == 3 { "new or legacy (guided-diffusion's)" } else { "flash" };
+        bail!("`{name}` has shape {:?}: it takes --attention-order {orders}", tensor.size());
+    }
     check(&tensors, &shapes)?;
     let ours = |(c, spec): &(&Counterpart, &TensorSpec)| match tensors.iter().find(|(name, _)| *name == c.theirs) {
         Some((_, tensor)) => Ok((c.ours.clone(), c.to_ours(tensor, &spec.shape)?)),
@@ -123,14 +159,14 @@ fn from_openai(
     pairs.iter().map(ours).collect()
 }
 
-/// A shape without the ones at its end.
-fn trimmed(shape: &[i64]) -> &[i64] {
-    &shape[..shape.iter().rposition(|&d| d != 1).map_or(0, |last| last + 1)]
-}
-
 /// The parameters as one vector.
 fn flat(layout: &ParamLayout, tensors: &[(String, Tensor)]) -> Result<Tensor> {
     let pieces = pick(layout.params(), tensors)?;
+    for (spec, piece) in layout.params().iter().zip(&pieces) {
+        if piece.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            bail!("its tensor `{}` holds values that are not finite: the training diverged", spec.name);
+        }
+    }
     let pieces = pieces.iter().map(|t| Ok(t.f_flatten(0, -1)?)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_cat(&pieces, 0)?)
 }

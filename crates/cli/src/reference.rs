@@ -9,15 +9,16 @@ use std::path::Path;
 /// The most values of a covariance: of 16,384 features.
 const MAX_VALUES: u64 = 1 << 28;
 
-/// Mean and covariance in a file of statistics: `mu` and `sigma` of an `.npz` (pytorch-fid, EDM) or a `.pkl` (EDM, EDM2).
-/// None for anything else: a dataset, also where statistics come with the images (OpenAI's reference batches).
+/// Mean and covariance in a file of statistics: `mu` and `sigma` of an `.npz` (pytorch-fid, EDM) or a `.pkl` (EDM; of EDM2's,
+/// which hold those of several extractors, the one of `dim` features). None for anything else: a dataset, also where
+/// statistics come with the images (OpenAI's reference batches).
 ///
 /// # Errors
 /// The file is damaged, or its statistics are not of one number of features.
-pub fn statistics(path: &Path) -> Result<Option<FeatureStats>> {
+pub fn statistics(path: &Path, dim: Option<i64>) -> Result<Option<FeatureStats>> {
     let found = match path.extension().and_then(|e| e.to_str()) {
         Some("npz") => from_npz(path)?,
-        Some("pkl") => Some(from_pickle(path)?),
+        Some("pkl") => Some(from_pickle(path, dim)?),
         Some(_) | None => None,
     };
     found.map(|(mean, cov)| checked(mean, cov).map_err(|e| Error::file(path, e.to_string()))).transpose()
@@ -51,18 +52,25 @@ fn from_npz(path: &Path) -> Result<Option<(Tensor, Tensor)>> {
 }
 
 /// EDM2 nests them below the name of the metric.
-fn from_pickle(path: &Path) -> Result<(Tensor, Tensor)> {
+fn from_pickle(path: &Path, dim: Option<i64>) -> Result<(Tensor, Tensor)> {
     let bytes = std::fs::read(path).at(path)?;
     let named = |e: lcsc_pickle::Error| Error::file(path, e.to_string());
     let pickle = Pickle::parse(&bytes).map_err(named)?;
-    let dict = pickle.get(pickle.root(), "fid").unwrap_or(pickle.root());
-    let array = |name: &str| -> Result<Tensor> {
+    let array = |dict, name: &str| -> Result<Tensor> {
         let Some(id) = pickle.get(dict, name) else { bail!("{}: has no `{name}`", path.display()) };
         let array = Array::read(&pickle, id).map_err(named)?;
         let shape: Vec<i64> = array.shape.iter().map(|&d| d as i64).collect();
         Ok(Tensor::f_from_slice(&array.to_f64().map_err(named)?)?.f_view(&shape[..])?)
     };
-    Ok((array("mu")?, array("sigma")?))
+    let nested = ["fid", "fd_dinov2"].iter().filter_map(|metric| pickle.get(pickle.root(), metric));
+    let mut found = None;
+    for dict in nested.chain(std::iter::once(pickle.root())).filter(|dict| pickle.get(*dict, "mu").is_some()) {
+        let mean = array(dict, "mu")?;
+        if found.is_none() || dim.is_some_and(|dim| mean.size() == [dim]) {
+            found = Some((mean, array(dict, "sigma")?));
+        }
+    }
+    found.ok_or_else(|| Error::file(path, "has no `mu` and `sigma`"))
 }
 
 #[cfg(test)]
@@ -91,7 +99,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stats.npz");
         std::fs::write(&path, bytes).unwrap();
-        statistics(&path)
+        statistics(&path, None)
     }
 
     #[test]

@@ -5,13 +5,13 @@ use crate::config::{Config, Loaded};
 use crate::search::{DEFAULT_NAME, EVALUATIONS};
 use crate::{extractor, ui};
 use lcsc_data::Dataset;
-use lcsc_metrics::{MetricConfig, RealImages, Suite};
+use lcsc_metrics::{Preparation, RealImages, Suite};
 use lcsc_torch::{Device, Error, Result, catch, default_threads, set_cpu_threads, write_atomic};
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
 use std::cell::OnceCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A run folder that this process works on, with its config and data.
 pub struct Session<'a> {
@@ -56,7 +56,11 @@ impl<'a> Session<'a> {
     /// Feature extractors and reference statistics of the run's data, made ready at the first call.
     pub fn suite(&self) -> miette::Result<&Suite> {
         if self.suite.get().is_none() {
-            let suite = suite(&self.data, &self.config.metric, self.device)?;
+            let chw = [1, 2, 3].map(|axis| self.data.images.size()[axis]);
+            let metric = &self.config.metric;
+            let primary = extractor::open(&metric.extractor, chw, self.device).into_diagnostic()?;
+            let kept = self.run.path().join("metric");
+            let suite = preparing(&self.data, metric.seed, self.device, Some(&kept), |p| p.suite(primary))?;
             let _ = self.suite.set(suite);
         }
         self.suite.get().ok_or_else(|| miette::miette!("the metric is not ready"))
@@ -83,10 +87,15 @@ pub fn dataset(config: &lcsc_data::DataConfig, device: Device) -> miette::Result
     Ok(data)
 }
 
-/// Feature extractors, opened, trained on the data or taken from the cache, and reference statistics.
-pub fn suite(data: &Dataset, metric: &MetricConfig, device: Device) -> miette::Result<Suite> {
-    let chw = [1, 2, 3].map(|axis| data.images.size()[axis]);
-    let primary = extractor::open(&metric.extractor, chw, device).into_diagnostic()?;
+/// What `work` prepares of extractors and reference statistics, with a progress bar and the user's cache; classifiers are
+/// those that are `kept`, where there are any.
+pub fn preparing<T>(
+    data: &Dataset,
+    seed: u64,
+    device: Device,
+    kept: Option<&Path>,
+    work: impl FnOnce(&Preparation) -> Result<T>,
+) -> miette::Result<T> {
     let real =
         RealImages { images: &data.images, labels: data.labels.as_ref(), classes: data.classes, hash: &data.hash };
     let bar = ui::bar(0, "steps");
@@ -96,11 +105,10 @@ pub fn suite(data: &Dataset, metric: &MetricConfig, device: Device) -> miette::R
         bar.set_position(done);
     };
     let cache = cache_folder();
-    let suite = catch("preparing the metric", || {
-        Suite::prepare(real, primary, metric.seed, device, cache.as_deref(), &progress)
-    });
+    let preparation = Preparation { real, seed, device, cache: cache.as_deref(), kept, progress: &progress };
+    let made = catch("preparing the metric", || work(&preparation));
     bar.finish_and_clear();
-    suite.into_diagnostic()
+    made.into_diagnostic()
 }
 
 /// Where extractors and fetched files are kept between runs: `$LCSC_CACHE`, else `lcsc` in the user's cache folder.

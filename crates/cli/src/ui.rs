@@ -4,6 +4,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use miette::IntoDiagnostic;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use tracing_subscriber::EnvFilter;
@@ -50,6 +51,14 @@ macro_rules! say {
     }};
 }
 pub(crate) use say;
+
+/// Refuses to write where something is: what was saved is never lost.
+pub fn refuse_existing(path: &Path) -> miette::Result<()> {
+    match path.exists() {
+        true => Err(miette::miette!("{}: exists already; choose another name, or remove it", path.display())),
+        false => Ok(()),
+    }
+}
 
 /// A bar over `total` things called `unit`; hidden where standard error is no terminal.
 pub fn bar(total: u64, unit: &str) -> ProgressBar {

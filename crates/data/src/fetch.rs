@@ -69,8 +69,8 @@ pub fn fetch(remote: &Remote, url: Option<&str>, folder: &Path, bar: &ProgressBa
     std::fs::create_dir_all(folder).at(folder)?;
     let (path, part) = (folder.join(remote.file), folder.join(format!("{}.part", remote.file)));
     if path.exists() {
-        check(&path, &mut File::open(&path).at(&path)?, remote.hash)?;
-        return Ok(path);
+        let checked = check(&path, &mut File::open(&path).at(&path)?, remote.hash);
+        return checked.map(|()| path).map_err(|e| Error::msg(format!("{e}. Remove it, and fetch it again")));
     }
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(&part).at(&part)?;
     match FileExt::try_lock(&file) {
@@ -134,11 +134,10 @@ fn append(
         (206, Some(range)) if range.starts_with(&format!("bytes {have}-")) => {}
         (416, Some(range)) if have > 0 && range == format!("bytes */{have}") => return Ok(()),
         // It does not know ranges, or has another file than before: from the beginning.
-        (200 | 416, _) => {
+        (200, _) => file.set_len(0).at(part).map_err(Failed::For)?,
+        (416, _) if have > 0 => {
             file.set_len(0).at(part).map_err(Failed::For)?;
-            if response.status() != 200 && have > 0 {
-                return append(agent, url, limit, part, file, bar);
-            }
+            return append(agent, url, limit, part, file, bar);
         }
         (status, _) => {
             let answer = format!("{url}: the server answers {status} to a request from byte {have}");

@@ -1,8 +1,7 @@
 //! The order of the training images: a pure function of (seed, position), so that resuming needs no generator state.
 
 use crate::augment::Augmentation;
-use lcsc_torch::{Stream, rng, unit_f64};
-use rand_core::Rng;
+use lcsc_torch::{Stream, permutation, rng, unit_f64};
 
 /// Which image is drawn at a position, and whether it is mirrored. Position p lies in epoch `p / images`, and each
 /// epoch is a permutation of its own.
@@ -59,22 +58,10 @@ impl Sampler {
     fn order(&mut self, epoch: u64) -> &[i64] {
         let order = match self.cached.take() {
             Some((cached, order)) if cached == epoch => order,
-            _ => permutation(self.images, self.seed, epoch),
+            _ => permutation(self.images, self.seed, Stream::Order, epoch),
         };
         &self.cached.insert((epoch, order)).1
     }
-}
-
-/// The order of one epoch (Fisher–Yates).
-fn permutation(images: usize, seed: u64, epoch: u64) -> Vec<i64> {
-    let mut rng = rng(seed, Stream::Order, epoch);
-    let mut order: Vec<i64> = (0..images as i64).collect();
-    for i in (1..images).rev() {
-        // The high half of a 64×64-bit product: uniform in 0..=i up to 2⁻⁶⁴·(i+1).
-        let j = (u128::from(rng.next_u64()) * (i as u128 + 1)) >> 64;
-        order.swap(i, j as usize);
-    }
-    order
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! All measures of one set of images, in one pass over them.
 
 use crate::frechet::is_finite;
-use crate::inception_score::{InceptionScore, ScoreParts};
+use crate::inception_score::{InceptionScore, SPLITS, ScoreParts};
 use crate::kid::{Kid, KidBlocks};
 use crate::precision_recall::{PrecisionRecall, evenly_spaced};
-use crate::scorer::{Convention, Scorer};
+use crate::scorer::{Convention, NEIGHBOUR, Scorer};
 use crate::stats::StatsAccumulator;
 use lcsc_torch::{Result, Tensor, bail};
 use serde::Serialize;
@@ -21,10 +21,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All that a scorer allows.
-    pub fn all(scorer: &Scorer) -> Self {
-        let images = scorer.real_features.is_some();
-        Self { kid: images, inception_score: scorer.extractor.has_classes(), precision_recall: images }
+    /// All that a scorer and the number of images allow.
+    pub fn all(scorer: &Scorer, n: u64) -> Self {
+        let real = scorer.real_features.as_ref().map_or(0, |real| real.size()[0] as u64);
+        Self {
+            kid: real > 1,
+            inception_score: scorer.extractor.has_classes() && n >= SPLITS as u64,
+            precision_recall: real.min(n) > NEIGHBOUR as u64,
+        }
     }
 }
 
@@ -53,7 +57,7 @@ pub struct Evaluation<'a> {
     n: i64,
     seen: i64,
     moments: Moments,
-    kid: Option<KidBlocks<'a>>,
+    kid: Option<KidBlocks>,
     parts: Option<ScoreParts>,
     /// Indices of the images whose features are kept, and these.
     points: Option<(Vec<i64>, Vec<Tensor>)>,
@@ -84,6 +88,10 @@ impl<'a> Evaluation<'a> {
             }
             None => None,
         };
+        if let Some(real) = real.filter(|real| metrics.precision_recall && real.size()[0].min(n) <= NEIGHBOUR) {
+            let real = real.size()[0];
+            bail!("precision and recall need more than {NEIGHBOUR} images on both sides, not {n} and {real} real ones");
+        }
         if metrics.inception_score && !scorer.extractor.has_classes() {
             bail!("{} tells no classes apart: it has no Inception Score", scorer.extractor.convention());
         }
@@ -96,7 +104,7 @@ impl<'a> Evaluation<'a> {
             n,
             seen: 0,
             moments,
-            kid: real.filter(|_| metrics.kid).map(|real| KidBlocks::new(real, n)),
+            kid: real.filter(|_| metrics.kid).map(|real| KidBlocks::new(real, n)).transpose()?,
             parts: metrics.inception_score.then(|| ScoreParts::new(n)).transpose()?,
             points: metrics.precision_recall.then(|| (evenly_spaced(n), Vec::new())),
         })
@@ -186,7 +194,8 @@ mod tests {
     }
 
     fn measured(scorer: &Scorer, images: &Tensor, batch: i64) -> Results {
-        let mut evaluation = Evaluation::new(scorer, images.size()[0] as u64, Metrics::all(scorer)).unwrap();
+        let mut evaluation =
+            Evaluation::new(scorer, images.size()[0] as u64, Metrics::all(scorer, images.size()[0] as u64)).unwrap();
         images.split(batch, 0).iter().for_each(|batch| evaluation.add(batch).unwrap());
         evaluation.finish().unwrap()
     }
@@ -206,15 +215,13 @@ mod tests {
 
     #[test]
     fn all_measures_come_from_one_pass_whatever_the_batches() {
-        let (real, fake) = (images(1, 50), images(2, 40));
+        let (real, fake) = (images(1, 40), images(2, 40));
         let scorer = scorer(&real);
         let results = measured(&scorer, &fake, 40);
         let features = pixels().features(&fake).unwrap();
         assert_eq!(results.fd, scorer.score(&fake).unwrap());
-        assert_eq!(
-            results.kid.unwrap().mean,
-            squared_mmd(&features, &pixels().features(&real).unwrap().narrow(0, 0, 40)).unwrap()
-        );
+        let expected = squared_mmd(&features, &pixels().features(&real).unwrap()).unwrap();
+        assert!((results.kid.unwrap().mean - expected).abs() < 1e-9);
         assert_eq!(results.precision_recall.unwrap(), scorer.precision_recall(&features).unwrap());
         assert_eq!(results.inception_score, None);
         assert_eq!(results.convention.to_string(), "pixels 2x3; N 40; reference 01234567");
@@ -231,10 +238,14 @@ mod tests {
         let refused = |n, metrics| Evaluation::new(&scorer, n, metrics).err().unwrap().to_string();
         let kid = Metrics { kid: true, ..Metrics::default() };
         assert!(refused(5, kid).contains("need the real images themselves"));
+        let sided = self::scorer(&images(1, 3));
+        let pr = Metrics { precision_recall: true, ..Metrics::default() };
+        assert!(Evaluation::new(&sided, 9, pr).err().unwrap().to_string().contains("not 9 and 3 real ones"));
+        assert_eq!(Metrics::all(&sided, 9), Metrics { kid: true, ..Metrics::default() });
         let score = Metrics { inception_score: true, ..Metrics::default() };
         assert!(refused(20, score).contains("tells no classes apart"));
         assert!(refused(1, Metrics::default()).contains("at least 2 images"));
-        let mut evaluation = Evaluation::new(&scorer, 5, Metrics::all(&scorer)).unwrap();
+        let mut evaluation = Evaluation::new(&scorer, 5, Metrics::all(&scorer, 5)).unwrap();
         assert!(evaluation.add(&images(3, 6)).unwrap_err().to_string().contains("more images than the 5"));
         assert!(Evaluation::new(&scorer, 5, Metrics::default()).unwrap().finish().is_err());
         let other = FeatureStats::of(&Tensor::zeros([3, 7], (Kind::Float, Device::Cpu))).unwrap();

@@ -15,12 +15,16 @@ impl Reference {
     /// Takes the root of the reference's covariance, in float64 on the CPU.
     ///
     /// # Errors
-    /// The statistics are not finite.
+    /// The statistics are not finite, or their covariance is none.
     pub fn new(stats: FeatureStats) -> Result<Reference> {
         if !is_finite(&stats.mean) || !is_finite(&stats.cov) {
             bail!("the reference statistics hold values that are not finite: compute them again from the real images");
         }
         let (values, vectors) = stats.cov.f_linalg_eigh("L")?;
+        let (least, most) = (values.min().double_value(&[]), values.max().double_value(&[]));
+        if least < -1e-6 * most.abs() {
+            bail!("the reference's covariance has the negative eigenvalue {least:e}: it is no covariance");
+        }
         let root = vectors.f_mul(&values.f_clamp_min(0.0)?.f_sqrt()?)?.f_matmul(&vectors.f_tr()?)?;
         Ok(Reference { stats, root })
     }

@@ -4,7 +4,7 @@ use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 /// Parts that the images are split into, as in the authors' code.
-const SPLITS: i64 = 10;
+pub(crate) const SPLITS: i64 = 10;
 
 /// Mean and spread over ten parts of the images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Kernel Inception Distance (Bińkowski et al. 2018, arXiv 1801.01401): an unbiased squared maximum mean discrepancy.
 
-use lcsc_torch::{Kind, Result, Tensor, bail};
+use lcsc_torch::{Kind, Result, Stream, Tensor, bail, permutation};
 use serde::{Deserialize, Serialize};
 
 /// Images a block, as in the paper's experiments.
@@ -42,20 +42,23 @@ pub fn squared_mmd(x: &Tensor, y: &Tensor) -> Result<f64> {
 /// Gathers generated features block by block; each block is compared with the next block of the real ones, which begin
 /// anew when they are used up. What is left of the last block does not count.
 #[derive(Debug)]
-pub(crate) struct KidBlocks<'a> {
-    real: &'a Tensor,
+pub(crate) struct KidBlocks {
+    real: Tensor,
     block: i64,
     waiting: Vec<Tensor>,
     estimates: Vec<f64>,
 }
 
-impl<'a> KidBlocks<'a> {
-    /// For `n` generated images against the features `real` [M,D].
-    pub(crate) fn new(real: &'a Tensor, n: i64) -> Self {
-        Self::of(real, BLOCK.min(n))
+impl KidBlocks {
+    /// For `n` generated images against the features `real` [M,D], whose blocks are drawn at random: datasets often lie
+    /// class by class.
+    pub(crate) fn new(real: &Tensor, n: i64) -> Result<Self> {
+        let order = permutation(real.size()[0] as usize, 0, Stream::Features, 0);
+        let order = Tensor::f_from_slice(&order)?.f_to(real.device())?;
+        Ok(Self::of(real.f_index_select(0, &order)?, BLOCK.min(n)))
     }
 
-    fn of(real: &'a Tensor, block: i64) -> Self {
+    fn of(real: Tensor, block: i64) -> Self {
         let block = block.min(real.size()[0]);
         Self { real, block, waiting: Vec::new(), estimates: Vec::new() }
     }
@@ -92,6 +95,7 @@ impl<'a> KidBlocks<'a> {
 mod tests {
     use super::*;
     use crate::testdata::Expected;
+    use lcsc_torch::Device;
 
     #[test]
     fn values_are_those_of_the_definition() {
@@ -101,7 +105,7 @@ mod tests {
         assert!(squared_mmd(&e.tensor("fake").narrow(0, 0, 1), &e.tensor("real")).is_err());
         // In batches that do not fit the blocks; the last images fill none.
         let (fake, real) = (e.tensor("fake"), e.tensor("real"));
-        let mut blocks = KidBlocks::of(&real, 10);
+        let mut blocks = KidBlocks::of(real, 10);
         for batch in Tensor::cat(&[&fake, &fake.narrow(0, 0, 9)], 0).split(7, 0) {
             blocks.add(&batch).unwrap();
         }
@@ -111,5 +115,19 @@ mod tests {
         let kid = blocks.finish().unwrap();
         assert!((kid.mean - mean).abs() < 1e-12 && kid.block == 10, "{kid:?}");
         assert!((kid.standard_error.unwrap() - (squares / 6.0).sqrt()).abs() < 1e-12, "{kid:?}");
+    }
+
+    #[test]
+    fn real_images_in_the_order_of_their_classes_are_no_other_distribution() {
+        let noise = |seed| lcsc_torch::latents(seed, Stream::Noise, 0, 4000, [2, 1, 1], Device::Cpu).unwrap();
+        let features = |class: Tensor, seed| noise(seed).view([4000, 2]) + class.unsqueeze(1) * 5.0;
+        let image = Tensor::arange(4000, (Kind::Float, Device::Cpu));
+        let sorted = features(image.ge(2000.0).to_kind(Kind::Float), 1);
+        let mixed = features(image.remainder(2.0), 2);
+        let mut blocks = KidBlocks::new(&sorted, 4000).unwrap();
+        blocks.add(&mixed).unwrap();
+        let kid = blocks.finish().unwrap();
+        let apart = squared_mmd(&mixed.narrow(0, 0, 1000), &sorted.narrow(0, 0, 1000)).unwrap();
+        assert!(kid.mean.abs() < 0.01 * apart, "{kid:?} {apart}");
     }
 }

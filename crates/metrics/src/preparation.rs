@@ -1,13 +1,13 @@
-//! The making of extractors and of what is known about the real images, with its cached files.
+//! Extractors and scorers of a dataset, with their cached files.
 
 use crate::cache::{cached, fingerprint};
 use crate::classifier::{STEPS, train_classifier};
-use crate::extractor::Extractor;
+use crate::extractor::{Extractor, Pixels};
 use crate::featurenet::{FeatureNet, Variant};
 use crate::precision_recall::evenly_spaced;
 use crate::scorer::{RealFeatures, Scorer};
 use crate::stats::{FeatureStats, StatsAccumulator};
-use crate::suite::{Progress, RealImages};
+use crate::suite::{Progress, RealImages, Suite};
 use lcsc_torch::{Device, Result, StorageDtype, Stream, Tensor, derive_seed, load_weights, pack_weights};
 use std::path::Path;
 
@@ -17,56 +17,79 @@ const VERSION: u32 = 2;
 const CHUNK: i64 = 1000;
 
 /// What the making of extractors and statistics needs.
-pub(crate) struct Preparation<'a> {
+pub struct Preparation<'a> {
+    /// The real images.
     pub real: RealImages<'a>,
-    pub chw: [i64; 3],
+    /// Seed of the classifiers.
     pub seed: u64,
+    /// Where features are computed.
     pub device: Device,
+    /// Folder of files that spare the same work next time.
     pub cache: Option<&'a Path>,
+    /// Folder of the classifiers that a search has used: all that take part in it use the same ones, whatever their own
+    /// machines would train.
+    pub kept: Option<&'a Path>,
+    /// Told what is being done.
     pub progress: Progress<'a>,
 }
 
 impl Preparation<'_> {
+    /// Trains the extractors, but for a `primary` that is given, and gathers statistics and features of the real images, or
+    /// takes all from files.
+    ///
+    /// # Errors
+    /// The images are not u8 [N,C,H,W] with N ≥ 2, a label is not a class, or libtorch failed.
+    pub fn suite(&self, primary: Option<Extractor>) -> Result<Suite> {
+        let chw = self.real.checked()?;
+        if !self.real.has_classes() && primary.is_none() {
+            tracing::info!("the data has no labels: images are judged by the features of random convolutions");
+        }
+        Ok(Suite {
+            primary: self.scorer(primary.map_or_else(|| self.network(Variant::Primary), Ok)?)?,
+            independent: self.scorer(self.network(Variant::Independent)?)?,
+            pixels: self.scorer(Extractor::Pixels(Pixels::new(chw, self.device)))?,
+        })
+    }
+
     /// A classifier where the images have labels, else random convolutions.
     ///
     /// # Errors
     /// libtorch failed.
-    pub(crate) fn network(&self, variant: Variant) -> Result<Extractor> {
+    fn network(&self, variant: Variant) -> Result<Extractor> {
+        let chw = self.real.checked()?;
         let seed = derive_seed(self.seed, Stream::Features, variant as u64);
         let kind = if self.real.has_classes() { "classifier" } else { "random-convolutions" };
         let name = format!("{kind}-{}", variant.letter());
-        let convention = format!("{name} 64-d seed {} data {}", self.seed, self.short_hash(8));
         let classes = self.real.has_classes().then_some(self.real.classes);
-        let mut net = FeatureNet::new(variant, self.chw, classes, seed, convention, self.device)?;
-        let Some(labels) = self.real.labels.filter(|_| self.real.has_classes()) else {
-            return Ok(Extractor::RandomConvolutions(net));
-        };
-        let key = format!("{} {name} of {} classes", self.key(), self.real.classes);
-        let file = cached(self.cache, &self.file_name(&name), &key, || {
-            let report = |done, total| (self.progress)(&name, done, total);
-            let theta = train_classifier(&net, self.real.images, labels, STEPS, seed, &report)?;
-            pack_weights(&net.layout, &net.weights.with_theta(theta), StorageDtype::F32)
-        })?;
-        net.weights = load_weights(&net.layout, &file, self.device)?;
-        Ok(Extractor::Classifier(net))
+        let mut net = FeatureNet::new(variant, chw, classes, seed, name.clone(), self.device)?;
+        let labels = self.real.labels.filter(|_| self.real.has_classes());
+        if let Some(labels) = labels {
+            let (file, key) =
+                (self.file_name(&name), format!("{} {name} of {} classes", self.key(), self.real.classes));
+            let train = || {
+                let report = |done, total| (self.progress)(&name, done, total);
+                let theta = train_classifier(&net, self.real.images, labels, STEPS, seed, &report)?;
+                pack_weights(&net.layout, &net.weights.with_theta(theta), StorageDtype::F32)
+            };
+            let trained = cached(self.kept, &file, &key, || cached(self.cache, &file, &key, train)?.tensors())?;
+            net.weights = load_weights(&net.layout, &trained, self.device)?;
+        }
+        let weights = fingerprint(&[("theta".into(), net.weights.theta.shallow_clone())])?;
+        net.convention =
+            format!("{name} 64-d seed {} data {} weights {}", self.seed, self.short_hash(8), &weights[..8]);
+        Ok(if labels.is_some() { Extractor::Classifier(net) } else { Extractor::RandomConvolutions(net) })
     }
 
     /// The extractor with statistics and features of the real images, which are kept unscaled.
     ///
     /// # Errors
     /// All real images have the same features, or libtorch failed.
-    pub(crate) fn scorer(&self, extractor: Extractor) -> Result<Scorer> {
-        let (name, weights) = match &extractor {
-            Extractor::Classifier(net) | Extractor::RandomConvolutions(net) => {
-                let name = net.convention.split(' ').next().unwrap_or_default().to_string();
-                (name, fingerprint(&[("theta".into(), net.weights.theta.shallow_clone())])?)
-            }
-            // Its convention has the hash of its weights.
-            Extractor::Inception(_) => ("inception".into(), extractor.convention()),
-            Extractor::TorchScript(_) => ("torchscript".into(), extractor.convention()),
-            Extractor::Pixels(_) => ("pixels".into(), "none".into()),
-        };
-        let key = format!("{} statistics of {name} with weights {weights}", self.key());
+    pub fn scorer(&self, extractor: Extractor) -> Result<Scorer> {
+        self.real.checked()?;
+        // It tells the weights.
+        let convention = extractor.convention();
+        let name = format!("{:.16}", blake3::hash(convention.as_bytes()).to_hex());
+        let key = format!("{} statistics of {convention}", self.key());
         let file = cached(self.cache, &self.file_name(&format!("stats-{name}")), &key, || {
             let RealFeatures { stats, points } = self.real_features(&extractor)?;
             let n = Tensor::from(stats.n);

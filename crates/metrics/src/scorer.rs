@@ -10,7 +10,7 @@ use serde::Serialize;
 /// The trace of the covariance of the real images' features, for networks.
 const TRACE: f64 = 100.0;
 /// The neighbour whose distance is the radius of a ball, as in the paper on precision and recall.
-const NEIGHBOUR: i64 = 3;
+pub(crate) const NEIGHBOUR: i64 = 3;
 
 /// What results have to agree in to be comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

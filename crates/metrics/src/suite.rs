@@ -1,13 +1,10 @@
 //! The three ways in which a run's images are judged, made ready from its real images.
 
-use crate::extractor::{Extractor, Pixels};
-use crate::featurenet::Variant;
-use crate::preparation::Preparation;
 use crate::scorer::Scorer;
-use lcsc_torch::{Device, Kind, Result, Tensor, bail};
+use lcsc_torch::{Kind, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// How images are judged.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -76,71 +73,48 @@ pub struct Suite {
     pub pixels: Scorer,
 }
 
-impl Suite {
-    /// Trains the extractors, but for a `primary` that is given, and gathers statistics and features of the real images, or takes all from files in `cache`.
-    ///
-    /// # Errors
-    /// The images are not u8 [N,C,H,W] with N ≥ 2, a label is not a class, or libtorch failed.
-    pub fn prepare(
-        real: RealImages,
-        primary: Option<Extractor>,
-        seed: u64,
-        device: Device,
-        cache: Option<&Path>,
-        progress: Progress,
-    ) -> Result<Suite> {
-        let chw = checked(&real)?;
-        if !real.has_classes() && primary.is_none() {
-            tracing::info!("the data has no labels: images are judged by the features of random convolutions");
-        }
-        let preparation = Preparation { real, chw, seed, device, cache, progress };
-        Ok(Suite {
-            primary: preparation.scorer(primary.map_or_else(|| preparation.network(Variant::Primary), Ok)?)?,
-            independent: preparation.scorer(preparation.network(Variant::Independent)?)?,
-            pixels: preparation.scorer(Extractor::Pixels(Pixels::new(chw, device)))?,
-        })
-    }
-}
-
 impl RealImages<'_> {
     pub(crate) fn has_classes(&self) -> bool {
         self.labels.is_some() && self.classes > 1
     }
-}
 
-/// The shape [C,H,W] of the images, once images and labels are known to fit each other.
-fn checked(real: &RealImages) -> Result<[i64; 3]> {
-    let (n, chw) = match real.images.size()[..] {
-        [n, c, h, w] if n > 1 && real.images.kind() == Kind::Uint8 => (n, [c, h, w]),
-        _ => bail!(
-            "the real images are {:?} of type {:?}, expected [N, C, H, W] of type Uint8 with at least 2 images",
-            real.images.size(),
-            real.images.kind()
-        ),
-    };
-    if let Some(labels) = real.labels {
-        if labels.size() != [n] || labels.kind() != Kind::Int64 {
-            bail!("the labels are {:?} of type {:?}, expected [{n}] of type Int64", labels.size(), labels.kind());
+    /// The shape [C,H,W] of the images, once images and labels are known to fit each other.
+    pub(crate) fn checked(&self) -> Result<[i64; 3]> {
+        let real = self;
+        let (n, chw) = match real.images.size()[..] {
+            [n, c, h, w] if n > 1 && real.images.kind() == Kind::Uint8 => (n, [c, h, w]),
+            _ => bail!(
+                "the real images are {:?} of type {:?}, expected [N, C, H, W] of type Uint8 with at least 2 images",
+                real.images.size(),
+                real.images.kind()
+            ),
+        };
+        if let Some(labels) = real.labels {
+            if labels.size() != [n] || labels.kind() != Kind::Int64 {
+                bail!("the labels are {:?} of type {:?}, expected [{n}] of type Int64", labels.size(), labels.kind());
+            }
+            let (low, high) = (labels.min().int64_value(&[]), labels.max().int64_value(&[]));
+            if low < 0 || high >= real.classes {
+                bail!(
+                    "the labels range from {low} to {high}, expected 0 to {} for {} classes",
+                    real.classes - 1,
+                    real.classes
+                );
+            }
         }
-        let (low, high) = (labels.min().int64_value(&[]), labels.max().int64_value(&[]));
-        if low < 0 || high >= real.classes {
-            bail!(
-                "the labels range from {low} to {high}, expected 0 to {} for {} classes",
-                real.classes - 1,
-                real.classes
-            );
-        }
+        Ok(chw)
     }
-    Ok(chw)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::classifier::tests::three_classes;
+    use crate::preparation::Preparation;
     use crate::stats::FeatureStats;
-    use lcsc_torch::{Stream, latents};
+    use lcsc_torch::{Device, Stream, latents};
     use std::cell::RefCell;
+    use std::path::Path;
 
     const HASH: &str = "1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f809";
 
@@ -152,6 +126,10 @@ mod tests {
 
     fn real<'a>(images: &'a Tensor, labels: Option<&'a Tensor>) -> RealImages<'a> {
         RealImages { images, labels, classes: 3, hash: HASH }
+    }
+
+    fn prepare(real: RealImages, seed: u64, cache: Option<&Path>, progress: Progress) -> Result<Suite> {
+        Preparation { real, seed, device: Device::Cpu, cache, kept: None, progress }.suite(None)
     }
 
     fn noisy(images: &Tensor, amount: f64) -> Tensor {
@@ -171,7 +149,7 @@ mod tests {
     fn a_labelled_suite_is_trained_once_and_comes_back_from_its_cache() {
         let folder = tempfile::tempdir().unwrap();
         let (images, labels) = data();
-        let prepare = || {
+        let prepared = || {
             let done = RefCell::new(Vec::new());
             let progress = |what: &str, n, total| {
                 if n == total {
@@ -179,34 +157,57 @@ mod tests {
                 }
             };
             let real = real(&images, Some(&labels));
-            let suite = Suite::prepare(real, None, 0, Device::Cpu, Some(folder.path()), &progress).unwrap();
+            let suite = prepare(real, 0, Some(folder.path()), &progress).unwrap();
             let scores = scorers(&suite).map(|s| s.score(&noisy(&images, 30.0)).unwrap());
             (suite, scores, done.into_inner())
         };
-        let (suite, scores, done) = prepare();
+        let (suite, scores, done) = prepared();
         let statistics = "reference statistics";
         assert_eq!(done, ["classifier-a", statistics, "classifier-b", statistics, statistics]);
         let conventions = scorers(&suite).map(|s| s.extractor.convention());
-        let name = |letter| format!("classifier-{letter} 64-d seed 0 data 1a2b3c4d");
-        assert_eq!(conventions, [name('a'), name('b'), "pixels 4x4".into()]);
+        for (convention, letter) in conventions.iter().zip(['a', 'b']) {
+            let name = format!("classifier-{letter} 64-d seed 0 data 1a2b3c4d weights ");
+            assert!(convention.starts_with(&name) && convention.len() == name.len() + 8, "{convention}");
+        }
+        assert_eq!(conventions[2], "pixels 4x4");
 
-        let (_, again, done) = prepare();
+        let (_, again, done) = prepared();
         assert_eq!((again, done.len()), (scores, 0));
 
         let damaged = folder.path().join("classifier-b-v2-seed0-1a2b3c4d5e6f7081.safetensors");
         let bytes = std::fs::read(&damaged).unwrap();
         std::fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
-        let (_, repaired, done) = prepare();
+        let (_, repaired, done) = prepared();
         assert_eq!(done, ["classifier-b"]);
         assert_eq!(repaired, scores);
         assert_eq!(std::fs::read(&damaged).unwrap(), bytes);
     }
 
     #[test]
+    fn classifiers_that_are_kept_are_used_whatever_the_cache_has() {
+        let [cache, kept] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (images, labels) = data();
+        let prepared = |cache: Option<&Path>| {
+            let real = real(&images, Some(&labels));
+            let (kept, progress): (_, Progress) = (Some(kept.path()), &|_, _, _| ());
+            Preparation { real, seed: 0, device: Device::Cpu, cache, kept, progress }.suite(None).unwrap()
+        };
+        let conventions = |suite: &Suite| scorers(suite).map(|s| s.extractor.convention());
+        let first = conventions(&prepared(Some(cache.path())));
+        drop(cache);
+        // They are read from there: what lies there counts.
+        let file = std::fs::read_dir(kept.path()).unwrap().next().unwrap().unwrap().path();
+        assert!(file.to_string_lossy().contains("classifier-"), "{file:?}");
+        assert_eq!(conventions(&prepared(None)), first);
+        assert_eq!(std::fs::read_dir(kept.path()).unwrap().count(), 2);
+    }
+
+    #[test]
     fn unlabelled_images_are_judged_by_random_convolutions_of_trace_100() {
         let (images, _) = data();
-        let suite = Suite::prepare(real(&images, None), None, 5, Device::Cpu, None, &|_, _, _| ()).unwrap();
-        assert_eq!(suite.primary.extractor.convention(), "random-convolutions-a 64-d seed 5 data 1a2b3c4d");
+        let suite = prepare(real(&images, None), 5, None, &|_, _, _| ()).unwrap();
+        let convention = suite.primary.extractor.convention();
+        assert!(convention.starts_with("random-convolutions-a 64-d seed 5 data 1a2b3c4d weights "), "{convention}");
         for scorer in [&suite.primary, &suite.independent] {
             let stats = FeatureStats::of(&scorer.extractor.features(&images).unwrap()).unwrap();
             assert!((stats.cov.trace().double_value(&[]) - 100.0).abs() < 1e-3);
@@ -216,7 +217,7 @@ mod tests {
             assert!(score(0.0).abs() < 1e-3, "{}", score(0.0));
             assert!(0.01 < score(20.0) && 2.0 * score(20.0) < score(60.0), "{} {}", score(20.0), score(60.0));
         }
-        let other = Suite::prepare(real(&images, None), None, 6, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let other = prepare(real(&images, None), 6, None, &|_, _, _| ()).unwrap();
         let features = |s: &Scorer| s.extractor.features(&images).unwrap();
         assert!(!features(&suite.primary).allclose(&features(&other.primary), 1e-3, 1e-3, false));
         assert!(features(&suite.pixels).equal(&features(&other.pixels)));
@@ -226,9 +227,8 @@ mod tests {
     fn real_features_are_scaled_like_the_statistics_and_come_back_from_the_cache() {
         let folder = tempfile::tempdir().unwrap();
         let (images, _) = data();
-        let prepare =
-            || Suite::prepare(real(&images, None), None, 0, Device::Cpu, Some(folder.path()), &|_, _, _| ()).unwrap();
-        let (made, kept) = (prepare(), prepare());
+        let prepared = || prepare(real(&images, None), 0, Some(folder.path()), &|_, _, _| ()).unwrap();
+        let (made, kept) = (prepared(), prepared());
         let far = noisy(&images, 200.0);
         for (made, kept) in scorers(&made).into_iter().zip(scorers(&kept)) {
             assert!(points(made).equal(&made.extractor.features(&images).unwrap()));
@@ -247,7 +247,7 @@ mod tests {
     fn of_many_real_images_evenly_spaced_ones_are_kept() {
         let images = Tensor::arange(10_500 * 4, (Kind::Int64, Device::Cpu)).remainder(251).to_kind(Kind::Uint8);
         let images = images.view([10_500, 1, 2, 2]);
-        let suite = Suite::prepare(real(&images, None), None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+        let suite = prepare(real(&images, None), 0, None, &|_, _, _| ()).unwrap();
         let spaced = Tensor::from_slice(&(0..10_000).map(|j| j * 10_500 / 10_000).collect::<Vec<i64>>());
         for scorer in scorers(&suite) {
             let all = scorer.extractor.features(&images).unwrap();
@@ -260,7 +260,7 @@ mod tests {
     fn data_that_does_not_fit_is_refused() {
         let (images, labels) = data();
         let refused = |images: &Tensor, labels: Option<&Tensor>| {
-            Suite::prepare(real(images, labels), None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap_err().to_string()
+            prepare(real(images, labels), 0, None, &|_, _, _| ()).unwrap_err().to_string()
         };
         let text = refused(&images.narrow(0, 0, 1), None);
         assert!(text.contains("[1, 1, 4, 4]") && text.contains("at least 2 images"), "{text}");

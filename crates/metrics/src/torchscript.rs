@@ -8,6 +8,7 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use tch::{CModule, IValue};
 use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
 
 /// The most that is read of one source file inside an archive, in bytes.
 const SOURCE: u64 = 16 << 20;
@@ -36,6 +37,23 @@ enum Output {
     Index(usize),
 }
 
+impl Output {
+    /// What `name` means for a module that gives `plain` when it is called with an image alone, if that is enough for it.
+    fn named(name: &str, plain: Option<IValue>, path: &Path, bytes: &[u8]) -> Result<Self> {
+        let inside = match &plain {
+            Some(IValue::GenericDict(entries)) => entries.iter().any(|(k, _)| *k == IValue::String(name.into())),
+            Some(IValue::Tuple(_) | IValue::TensorList(_)) => name.parse::<usize>().is_ok(),
+            Some(_) | None => false,
+        };
+        let flags = if inside { None } else { flags(path, bytes, name)? };
+        Ok(match (flags, name.parse()) {
+            (Some(arguments), _) => Self::Flag { name: name.into(), arguments },
+            (None, Ok(index)) => Self::Index(index),
+            (None, Err(_)) => Self::Key(name.into()),
+        })
+    }
+}
+
 impl TorchScript {
     /// Opens a module and tries it on an image [C,H,W]. `output` is the name of a boolean argument of `forward` that is to
     /// be true (`return_features` of NVIDIA's Inception), else the key of the features in a dict, or their index in a
@@ -46,19 +64,15 @@ impl TorchScript {
     pub fn open(path: &Path, output: Option<&str>, [c, h, w]: [i64; 3], device: Device) -> Result<TorchScript> {
         let bytes = std::fs::read(path).at(path)?;
         let hash = hex(&Sha256::digest(&bytes), 4);
-        let output = match output {
-            None => Output::Whole,
-            Some(name) => match (flags(path, &bytes, name)?, name.parse()) {
-                (Some(arguments), _) => Output::Flag { name: name.into(), arguments },
-                (None, Ok(index)) => Output::Index(index),
-                (None, Err(_)) => Output::Key(name.into()),
-            },
-        };
         let mut module = CModule::load_data_on_device(&mut bytes.as_slice(), device)
             .map_err(|e| Error::file(path, format!("is no TorchScript module that runs here: {}", first_line(&e))))?;
         module.f_set_eval()?;
-        let mut opened = TorchScript { module, path: path.into(), output, dim: 0, hash, device };
         let probe = Tensor::f_zeros([1, c, h, w], (Kind::Float, device))?;
+        let mut opened = TorchScript { module, path: path.into(), output: Output::Whole, dim: 0, hash, device };
+        if let Some(name) = output {
+            let plain = tch::no_grad(|| opened.module.forward_is(&[IValue::Tensor(rgb(&probe))]));
+            opened.output = Output::named(name, plain.ok(), path, &bytes)?;
+        }
         opened.dim = tch::no_grad(|| opened.forward(&probe))?.size()[1];
         Ok(opened)
     }
@@ -146,7 +160,9 @@ fn first_line(e: &tch::TchError) -> String {
 /// The boolean arguments of `forward` up to `name`, which is true, as the module's own source declares them.
 fn flags(path: &Path, bytes: &[u8], name: &str) -> Result<Option<Vec<bool>>> {
     let broken = |e: &dyn std::fmt::Display| Error::file(path, format!("is no whole TorchScript archive ({e})"));
-    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| broken(&e))?;
+    // PyTorch's end records can be taken for those of a zip behind something else, which its files never are.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes)).map_err(|e| broken(&e))?;
     for i in 0..archive.len() {
         let file = archive.by_index(i).map_err(|e| broken(&e))?;
         if !file.name().map_err(|e| broken(&e))?.ends_with(".py") {
@@ -249,7 +265,7 @@ mod tests {
         std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
         let text = error(&half, None);
         assert!(text.contains("half.pt") && text.contains("no TorchScript module"), "{text}");
-        assert!(error(&half, Some("x")).contains("no whole TorchScript archive"));
+        assert!(error(&half, Some("x")).contains("no TorchScript module"));
         for cut in (0..whole.len()).step_by(97) {
             std::fs::write(&half, &whole[..cut]).unwrap();
             assert!(error(&half, None).contains("half.pt"), "cut at {cut}");

@@ -5,7 +5,7 @@
 //! weights and arrays need ([`is_allowed`]), anything else is refused by name. References are ids, so that values that occur
 //! twice are shared and a cycle is no danger to the reader; whoever walks the graph bounds its own depth.
 //!
-//! Memory is bounded by the length of the input (less than 100 bytes for each of its): strings and bytes are borrowed from
+//! Memory is bounded by the length of the input (about 200 bytes for each of its at most): strings and bytes are borrowed from
 //! it, and each opcode adds one node at most.
 //!
 //! ```

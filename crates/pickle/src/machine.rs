@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 impl<'a> Pickle<'a> {
-    /// Reads the pickle that `input` begins with, protocols 0 to 5.
+    /// Reads the pickle that `input` begins with, protocols 2 to 5, and what of 0 and 1 has no quoted strings.
     ///
     /// # Errors
     /// It is cut off or damaged, has an opcode that data does not need, or names a class or function that is not on the list.

@@ -17,7 +17,7 @@ pub use device::{CudaStatus, DeviceChoice, Precision, cpu_threads, default_threa
 pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
-pub use noise::{Stream, derive_seed, latents, rng, seed_torch, standard_normal, unit_f64};
+pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, standard_normal, unit_f64};
 pub use optim::{AdamConfig, Optimizer, OptimizerConfig};
 pub use pixels::{to_float, to_u8};
 pub use tch;

@@ -78,6 +78,18 @@ fn normal_pair(rng: &mut impl Rng) -> (f64, f64) {
     (radius * angle.cos(), radius * angle.sin())
 }
 
+/// A permutation of `0..length`, draw `n` of a stream (Fisher–Yates).
+pub fn permutation(length: usize, seed: u64, stream: Stream, n: u64) -> Vec<i64> {
+    let mut rng = rng(seed, stream, n);
+    let mut order: Vec<i64> = (0..length as i64).collect();
+    for i in (1..length).rev() {
+        // The high half of a 64×64-bit product: uniform in 0..=i up to 2⁻⁶⁴·(i+1).
+        let j = (u128::from(rng.next_u64()) * (i as u128 + 1)) >> 64;
+        order.swap(i, j as usize);
+    }
+    order
+}
+
 /// Unit normal latents, f32 [N,C,H,W] for the images `first..first+n`.
 ///
 /// Image i is a function of (seed, stream, i) alone, whatever the batch it is drawn in.

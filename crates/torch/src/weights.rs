@@ -194,6 +194,14 @@ impl SafeFile {
         Tensor::f_from_data_size(&self.bytes[self.range(name)?], &shape, kind).at(&self.path)
     }
 
+    /// All tensors, in the order of their names.
+    ///
+    /// # Errors
+    /// A type is unknown here.
+    pub fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        self.names().into_iter().map(|name| Ok((name.clone(), self.tensor(&name)?))).collect()
+    }
+
     /// Where in the file the bytes of a tensor lie.
     ///
     /// # Errors

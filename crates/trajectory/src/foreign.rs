@@ -6,11 +6,12 @@ mod storage;
 mod tensors;
 
 use lcsc_torch::{Error, Result, SafeFile, Tensor};
+use std::collections::HashSet;
 use std::path::Path;
 
 pub use state_dict::state_dict;
 
-/// The named tensors in a file, on the CPU, in the file's order; `key` chooses among several networks (`ema`, `state_dict`, …).
+/// The named tensors in a file, on the CPU, in the file's order (of safetensors in that of their names); `key` chooses among several networks (`ema`, `state_dict`, …).
 ///
 /// A file that holds one network needs no key; of several `ema` is taken. The prefix `module.` of parallel wrappers is left
 /// out. Nothing that a file names is executed, and memory is bounded by the file's length (see the crate
@@ -23,12 +24,15 @@ pub fn read_tensors(path: &Path, bytes: &[u8], key: Option<&str>) -> Result<Vec<
     let tensors = if bytes.starts_with(b"PK") {
         container::read_zip(bytes, key).map_err(named)?
     } else if is_safetensors(bytes) {
-        let file = SafeFile::from_bytes(path, bytes.to_vec())?;
-        file.names().into_iter().map(|name| Ok((name.clone(), file.tensor(&name)?))).collect::<Result<_>>()?
+        SafeFile::from_bytes(path, bytes.to_vec())?.tensors()?
     } else {
         container::read_pickle(bytes, key).map_err(named)?
     };
-    Ok(without_wrapper(tensors))
+    let mut names = HashSet::new();
+    match tensors.iter().find(|(name, _)| !names.insert(name)) {
+        None => Ok(without_wrapper(tensors)),
+        Some((name, _)) => Err(Error::file(path, format!("holds two tensors `{name}`"))),
+    }
 }
 
 /// Whether the file begins with the length of a JSON header inside it.

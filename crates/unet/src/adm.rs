@@ -91,6 +91,12 @@ impl DhariwalUNetConfig {
         }
     }
 
+    /// Groups of the group norm over the fewest channels.
+    pub fn least_groups(&self) -> i64 {
+        let least = self.channel_mult.iter().min().map_or(0, |mult| mult * self.model_channels);
+        self.norm().groups(least)
+    }
+
     /// Everything about this configuration that cannot work for such images.
     pub fn validate(&self, image: ImageShape) -> Vec<Invalid> {
         let norm = self.norm();

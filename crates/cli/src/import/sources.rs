@@ -5,8 +5,9 @@ use lcsc_torch::{Context, Error, Result, bail};
 use std::path::{Path, PathBuf};
 use wildmatch::WildMatch;
 
-/// What a snapshot of EDM counts in.
+/// What EDM counts in, in images, and how its files begin.
 const KIMG: u64 = 1000;
+const OF_EDM: [&str; 2] = ["network-snapshot-", "training-state-"];
 /// The weights that the optimizer trains.
 const RAW: &str = "raw";
 
@@ -88,7 +89,7 @@ fn matching(asked: &str, unit: Option<u64>, batch: u64) -> Result<Vec<Source>> {
         let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(|name| matcher.matches(name)) else {
             continue;
         };
-        let default = if name.starts_with("network-snapshot-") { KIMG } else { batch };
+        let default = if OF_EDM.iter().any(|prefix| name.starts_with(prefix)) { KIMG } else { batch };
         let count = last_number(name).and_then(|count| count.checked_mul(unit.unwrap_or(default)));
         let Some(nimg) = count else {
             let message = "its name has no number that tells how far the training was: rename it, or make a --list";

@@ -77,7 +77,8 @@ fn unpack(path: &Path, packed: &[u8], split: Split) -> Result<HashMap<String, By
     let wanted = [Version::Binary, Version::Python].map(|version| version.batches(split)).concat();
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(packed).take(MAX_ARCHIVE));
     let mut batches = HashMap::new();
-    for entry in archive.entries().map_err(wrong)? {
+    // Raw: the names of batches are short, and those that are not are never read into memory.
+    for entry in archive.entries().map_err(wrong)?.raw(true) {
         let entry = entry.map_err(wrong)?;
         let name = entry.path().ok().and_then(|p| Some(p.file_name()?.to_str()?.to_string())).unwrap_or_default();
         if wanted.contains(&name) && entry.header().entry_type().is_file() {

@@ -41,7 +41,7 @@ impl Files {
                     names.push(name.map_err(|e| Error::msg(format!("a name of an entry: {e}")))?.to_string());
                 }
             }
-            Files::Folder(folder) => list(folder, "", &mut names)?,
+            Files::Folder(folder) => list(folder, "", &mut Vec::new(), &mut names)?,
         }
         Ok(names)
     }
@@ -96,16 +96,22 @@ pub(super) fn open_zip(path: &Path, bytes: Bytes) -> Result<Zip> {
     ZipArchive::new(Cursor::new(bytes)).map_err(|e| Error::file(path, format!("is no whole zip ({e}); {EXPECTED}")))
 }
 
-/// Names of all files below a folder, relative to it, with `/`.
-fn list(folder: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
+/// Names of all files below a folder, relative to it, with `/`; `above` are the folders that it lies in.
+fn list(folder: &Path, prefix: &str, above: &mut Vec<PathBuf>, names: &mut Vec<String>) -> Result<()> {
+    let real = folder.canonicalize().at(folder)?;
+    if above.contains(&real) {
+        return Err(Error::file(folder, "is a link to a folder that it lies in: remove it"));
+    }
+    above.push(real);
     for entry in std::fs::read_dir(folder).at(folder)? {
         let path = entry.at(folder)?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
             return Err(Error::file(&path, "has a name that is not UTF-8: rename it"));
         };
         let name = format!("{prefix}{name}");
-        if path.is_dir() { list(&path, &format!("{name}/"), names)? } else { names.push(name) }
+        if path.is_dir() { list(&path, &format!("{name}/"), above, names)? } else { names.push(name) }
     }
+    above.pop();
     Ok(())
 }
 
@@ -119,6 +125,15 @@ fn is_image(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_holds_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("a")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).unwrap();
+        let text = Files::Folder(folder.path().into()).names().unwrap_err().to_string();
+        assert!(text.contains("a/loop: is a link to a folder that it lies in"), "{text}");
+    }
 
     #[test]
     fn a_file_without_an_end_is_left_at_the_limit() {

@@ -7,6 +7,7 @@ use super::{Opened, Reader, files, npz, pickled, spill};
 use crate::config::Split;
 use bytes::Bytes;
 use lcsc_torch::{Context, Error, Result};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const TRAIN: &str = "train_data_batch_";
@@ -79,7 +80,8 @@ fn stem(name: &str) -> &str {
 
 /// The batches for training, 1, 2, … without a gap.
 fn numbered(folder: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
-    let count = names.iter().filter(|name| name.starts_with(TRAIN)).count();
+    let count =
+        names.iter().map(|name| stem(name)).filter(|name| name.starts_with(TRAIN)).collect::<BTreeSet<_>>().len();
     (1..=count.max(1)).map(|i| one(folder, names, &format!("{TRAIN}{i}"))).collect()
 }
 

@@ -7,21 +7,21 @@ use crate::labels;
 use bytes::Bytes;
 use lcsc_torch::{Error, Result};
 use npyz::{DType, NpyHeader, TypeChar};
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 /// Names of an array of images, the first that is there.
 const IMAGES: [&str; 3] = ["arr_0", "images", "x"];
 /// Names of an array of classes.
 const LABELS: [&str; 3] = ["arr_1", "labels", "y"];
-/// Most bytes of an unpacked array; ImageNet's largest batch has a fiftieth of that.
-const MAX_ARRAY: u64 = 1 << 36;
+/// Most bytes of an array's header.
+const MAX_HEADER: u64 = 1 << 16;
 
 /// An array in row-major order.
 pub(super) struct Array {
     pub(super) shape: Vec<usize>,
-    /// NumPy's letter of the type, and bytes of one value, little-endian.
-    kind: (TypeChar, usize),
+    /// Of little-endian values.
+    kind: ValueType,
     pub(super) bytes: Bytes,
 }
 
@@ -103,9 +103,8 @@ pub(super) fn has(archive: &Zip, name: &str) -> bool {
 /// It is missing, damaged, big-endian, in column order, or of something else than numbers.
 pub(super) fn read(path: &Path, whole: &Bytes, archive: &mut Zip, name: &str) -> Result<Array> {
     let wrong = |e: String| Error::file(path, format!("`{name}` {e}"));
-    let entry = archive
-        .by_name(&npyz::npz::file_name_from_array_name(name))
-        .map_err(|e| wrong(format!("cannot be read ({e})")))?;
+    let file = npyz::npz::file_name_from_array_name(name);
+    let mut entry = archive.by_name(&file).map_err(|e| wrong(format!("cannot be read ({e})")))?;
     let (size, start) = (entry.size(), entry.data_start());
     let bytes = match (entry.compression(), start) {
         (zip::CompressionMethod::Stored, Some(start)) => {
@@ -115,7 +114,13 @@ pub(super) fn read(path: &Path, whole: &Bytes, archive: &mut Zip, name: &str) ->
             let (start, end) = range.ok_or_else(|| wrong("is cut off: the file is damaged".into()))?;
             whole.slice(start..end)
         }
-        _ => spill::unpack(path, name, entry, size.min(MAX_ARRAY))?,
+        _ => {
+            // No more than the array's own header promises.
+            let (_, _, values) = described(&mut entry.by_ref().take(MAX_HEADER)).map_err(wrong)?;
+            drop(entry);
+            let entry = archive.by_name(&file).map_err(|e| wrong(format!("cannot be read ({e})")))?;
+            spill::unpack(path, name, entry, (values as u64).saturating_add(MAX_HEADER))?
+        }
     };
     parse(&bytes).map_err(wrong)
 }
@@ -123,7 +128,20 @@ pub(super) fn read(path: &Path, whole: &Bytes, archive: &mut Zip, name: &str) ->
 /// An array of a `.npy` file, or what is wrong with it.
 fn parse(npy: &Bytes) -> Checked<Array> {
     let mut reader = Cursor::new(npy.as_ref());
-    let header = NpyHeader::from_reader(&mut reader).map_err(|e| format!("is no array ({e})"))?;
+    let (shape, kind, expected) = described(&mut reader)?;
+    let bytes = npy.slice((reader.position() as usize).min(npy.len())..);
+    if bytes.len() != expected {
+        return Err(format!("has {} bytes, not those of shape {shape:?}: the file is damaged", bytes.len()));
+    }
+    Ok(Array { shape, kind, bytes })
+}
+
+/// The type of values: NumPy's letter, and bytes of one.
+type ValueType = (TypeChar, usize);
+
+/// Shape, type and bytes of the values that follow the header of a `.npy` file, or what is wrong with it.
+fn described(reader: &mut impl Read) -> Checked<(Vec<usize>, ValueType, usize)> {
+    let header = NpyHeader::from_reader(reader).map_err(|e| format!("is no array ({e})"))?;
     let kind = match header.dtype() {
         DType::Plain(ty) => {
             let width = usize::try_from(ty.size_field()).unwrap_or(0);
@@ -136,13 +154,12 @@ fn parse(npy: &Bytes) -> Checked<Array> {
     };
     let kind = kind.ok_or_else(|| format!("has type {}, expected little-endian numbers", header.dtype().descr()))?;
     let shape = header.shape().iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
-    let bytes = npy.slice((reader.position() as usize).min(npy.len())..);
-    let expected = shape.as_ref().and_then(|s| s.iter().try_fold(kind.1, |n, &axis| n.checked_mul(axis)));
-    match shape {
-        _ if header.order() != npyz::Order::C => {
-            Err("lies in column order: save it with numpy.ascontiguousarray".into())
-        }
-        Some(shape) if expected == Some(bytes.len()) => Ok(Array { shape, kind, bytes }),
-        _ => Err(format!("has {} bytes, not those of shape {:?}: the file is damaged", bytes.len(), header.shape())),
+    let bytes = shape.as_ref().and_then(|s| s.iter().try_fold(kind.1, |n, &axis| n.checked_mul(axis)));
+    if header.order() != npyz::Order::C {
+        return Err("lies in column order: save it with numpy.ascontiguousarray".into());
+    }
+    match shape.zip(bytes) {
+        Some((shape, bytes)) => Ok((shape, kind, bytes)),
+        None => Err(format!("has the impossible shape {:?}: the file is damaged", header.shape())),
     }
 }

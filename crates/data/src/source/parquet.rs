@@ -39,16 +39,17 @@ fn files(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
         Split::Train => &["train"],
         Split::Test => &["test", "valid"],
     };
-    let is_part = |name: &str| name.ends_with(".parquet") && prefixes.iter().any(|prefix| name.starts_with(prefix));
-    let mut files = Vec::new();
+    let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).at(folder)? {
-        let entry = entry.at(folder)?;
-        if entry.file_name().to_str().is_some_and(is_part) {
-            files.push(entry.path());
-        }
+        all.push(entry.at(folder)?.path());
     }
-    files.sort_unstable();
-    Ok(files)
+    all.sort_unstable();
+    let of = |prefix: &&str| -> Vec<PathBuf> {
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_part = |path: &&PathBuf| name(path).ends_with(".parquet") && name(path).starts_with(prefix);
+        all.iter().filter(is_part).cloned().collect()
+    };
+    Ok(prefixes.iter().map(of).find(|files| !files.is_empty()).unwrap_or_default())
 }
 
 /// The images of parquet files, one after another.
@@ -68,8 +69,13 @@ pub(super) fn open(files: &[PathBuf]) -> Result<Opened> {
     if images.is_empty() {
         return Err(Error::msg(format!("{} parquet files hold no images", files.len())));
     }
+    let first = files.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+    let missing = gathered.labels.iter().position(Option::is_none);
+    if let Some(i) = missing.filter(|_| gathered.labels.iter().any(Option::is_some)) {
+        return Err(Error::file(first, format!("row {i} of it and the files after it has no label, others have")));
+    }
     let labels: Option<Vec<i64>> = gathered.labels.into_iter().collect();
-    labels::check(labels.as_deref().unwrap_or_default()).map_err(Error::msg)?;
+    labels::check(labels.as_deref().unwrap_or_default()).map_err(|e| Error::file(first, e))?;
     Ok(Opened { reader: Reader::Encoded(images.into()), labels })
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use lcsc_diffusion::{Churn, ConsistencyConfig, OdeConfig, PreconditioningConfig};
-use lcsc_metrics::{RealImages, Suite};
+use lcsc_metrics::{Preparation, Progress, RealImages, Suite};
 use lcsc_torch::{Precision, Stream, latents};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 
@@ -21,7 +21,9 @@ fn scene() -> Scene {
     let real = latents(1, Stream::SampleLatents, 0, 400, image.chw(), Device::Cpu).unwrap();
     let images = (real * 60.0 + 100.0).clamp(0.0, 255.0).to_kind(Kind::Uint8);
     let real = RealImages { images: &images, labels: None, classes: 0, hash: "0123456789abcdef" };
-    let suite = Suite::prepare(real, None, 0, Device::Cpu, None, &|_, _, _| ()).unwrap();
+    let progress: Progress = &|_, _, _| ();
+    let preparation = Preparation { real, seed: 0, device: Device::Cpu, cache: None, kept: None, progress };
+    let suite = preparation.suite(None).unwrap();
     Scene { model, weights, suite }
 }
 

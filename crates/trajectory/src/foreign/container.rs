@@ -6,6 +6,7 @@ use lcsc_pickle::{Node, Pickle};
 use lcsc_torch::{Error, Result, Tensor, bail};
 use std::collections::HashMap;
 use std::io::{Cursor, Read};
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 /// What `torch.save` began its files with before it wrote zips: 0x1950a86a20f9469cfc6c, little-endian.
@@ -20,7 +21,9 @@ fn unpickled<T>(result: lcsc_pickle::Result<T>) -> Result<T> {
 /// The tensors of a zip: `…/data.pkl` with the storages `…/data/<key>` beside it.
 pub(super) fn read_zip(bytes: &[u8], key: Option<&str>) -> Result<Vec<(String, Tensor)>> {
     let broken = |e: &dyn std::fmt::Display| Error::msg(format!("is no whole PyTorch file ({e})"));
-    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| broken(&e))?;
+    // PyTorch's end records can be taken for those of a zip behind something else, which its files never are.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes)).map_err(|e| broken(&e))?;
     let names: Vec<String> = archive.file_names().filter_map(|name| Some(name.ok()?.to_string())).collect();
     let Some(prefix) = names.iter().find_map(|name| name.strip_suffix("data.pkl")) else {
         bail!("is a zip without data.pkl: expected a file that torch.save wrote");

@@ -4,8 +4,8 @@ use super::container::read_legacy;
 use super::storage::{Storage, Storages, named};
 use lcsc_pickle::{Id, Node, Pickle};
 use lcsc_torch::{Error, Result, Tensor, bail};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 /// How deep modules may lie in one another.
 const DEPTH: usize = 64;
@@ -41,7 +41,7 @@ impl<'a> Graph<'a> {
     /// For a file of `length` bytes.
     pub(super) fn new(pickle: &'a Pickle<'a>, storages: Storages<'a>, length: usize) -> Self {
         let budget = length.saturating_mul(COPIES);
-        Self { pickle, storages, nested: HashMap::new(), budget, steps: pickle.nodes().len().saturating_mul(COPIES) }
+        Self { pickle, storages, nested: HashMap::new(), budget, steps: pickle.length().saturating_mul(COPIES) }
     }
 
     pub(super) fn root(&self) -> Id {
@@ -71,7 +71,7 @@ impl<'a> Graph<'a> {
     pub(super) fn tensors(&mut self, found: Found) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
         match found {
-            Found::StateDict(id) => self.collect(id, "", &[], &mut tensors)?,
+            Found::StateDict(id) => self.collect(id, "", &HashSet::new(), &mut tensors)?,
             Found::Module(state) => self.module(state, "", 0, &mut tensors)?,
         }
         if tensors.is_empty() {
@@ -95,12 +95,11 @@ impl<'a> Graph<'a> {
     }
 
     fn module(&mut self, state: Id, prefix: &str, depth: usize, tensors: &mut Vec<(String, Tensor)>) -> Result<()> {
-        let entries = self.pickle.entries(state).map_or(0, <[_]>::len);
-        self.steps = match self.steps.checked_sub(1 + entries) {
-            Some(left) if depth <= DEPTH => left,
-            _ => bail!("its modules hold one another, or lie more than {DEPTH} deep"),
-        };
-        let unsaved = self.unsaved(state);
+        if depth > DEPTH {
+            bail!("its modules lie more than {DEPTH} deep");
+        }
+        self.look(state)?;
+        let unsaved = self.unsaved(state)?;
         for part in ["_parameters", "_buffers"] {
             if let Some(dict) = self.pickle.get(state, part) {
                 self.collect(dict, prefix, &unsaved, tensors)?;
@@ -109,6 +108,7 @@ impl<'a> Graph<'a> {
         let children =
             self.pickle.get(state, "_modules").and_then(|dict| self.pickle.entries(dict)).unwrap_or_default();
         for &(name, child) in children {
+            self.look(child)?;
             let name = self.text(name)?;
             match self.module_state(child) {
                 Some(state) => self.module(state, &format!("{prefix}{name}."), depth + 1, tensors)?,
@@ -119,9 +119,24 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
+    /// Counts the entries of what a node holds: modules may share parts, but a small file is not to take hours.
+    fn look(&mut self, id: Id) -> Result<()> {
+        let within = |id| self.pickle.entries(id).map_or(1, |entries| 1 + entries.len());
+        let object = self.pickle.object(id);
+        let parts = object.map_or(0, |object| {
+            let meta = self.pickle.tuple(object.args).ok().and_then(|args| args.first().copied());
+            meta.map_or(0, within) + object.state.map_or(0, within)
+        });
+        match self.steps.checked_sub(within(id) + parts) {
+            Some(left) => self.steps = left,
+            None => bail!("its modules hold one another"),
+        }
+        Ok(())
+    }
+
     /// The buffers of a module that its state dict leaves out.
-    fn unsaved(&self, state: Id) -> Vec<&'a str> {
-        let Some(set) = self.pickle.get(state, "_non_persistent_buffers_set") else { return Vec::new() };
+    fn unsaved(&mut self, state: Id) -> Result<HashSet<&'a str>> {
+        let Some(set) = self.pickle.get(state, "_non_persistent_buffers_set") else { return Ok(HashSet::new()) };
         // Before protocol 4 a set is a call with a list.
         let items = match self.pickle.node(set) {
             Node::Set(items) => Some(items.as_slice()),
@@ -130,14 +145,23 @@ impl<'a> Graph<'a> {
             }
             _ => None,
         };
-        items.into_iter().flatten().filter_map(|&name| self.pickle.text(name).ok()).collect()
+        let items = items.unwrap_or_default();
+        self.steps = self.steps.checked_sub(items.len()).ok_or_else(|| Error::msg("its modules hold one another"))?;
+        Ok(items.iter().filter_map(|&name| self.pickle.text(name).ok()).collect())
     }
 
     /// The tensors of a dict; entries that are `None` are left out, as PyTorch does.
-    fn collect(&mut self, dict: Id, prefix: &str, unsaved: &[&str], tensors: &mut Vec<(String, Tensor)>) -> Result<()> {
+    fn collect(
+        &mut self,
+        dict: Id,
+        prefix: &str,
+        unsaved: &HashSet<&str>,
+        tensors: &mut Vec<(String, Tensor)>,
+    ) -> Result<()> {
+        self.look(dict)?;
         for &(key, value) in self.pickle.entries(dict).unwrap_or_default() {
             let key = self.text(key)?;
-            if matches!(self.pickle.node(value), Node::None) || unsaved.contains(&key) {
+            if matches!(self.pickle.node(value), Node::None) || unsaved.contains(key) {
                 continue;
             }
             self.spend(prefix.len() + key.len() + OVERHEAD)?;

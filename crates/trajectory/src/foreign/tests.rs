@@ -145,6 +145,30 @@ fn a_module_without_the_buffers_that_it_does_not_save() {
 }
 
 #[test]
+fn a_child_of_many_names_with_many_empty_entries_takes_no_hours() {
+    let module = |modules: &[u8], parameters: &[u8]| {
+        let state = [b"(X\x08\0\0\0_modules", modules, b"X\x0b\0\0\0_parameters", parameters, b"u"].concat();
+        [b"ctorch.nn.modules.linear\nLinear\n)\x81}", &state[..], b"b"].concat()
+    };
+    let many = |value: &[u8]| {
+        let entry = |i: usize| [b"X\x04\0\0\0", format!("{i:04}").as_bytes(), value].concat();
+        [b"}(", (0..3000).flat_map(entry).collect::<Vec<u8>>().as_slice(), b"u"].concat()
+    };
+    // The child is memoised with its first name.
+    let children = [b"}(X\x01\0\0\0c", &module(b"}", &many(b"N"))[..], b"q\x07", &many(b"h\x07")[2..]].concat();
+    let pickle = [b"\x80\x02", &module(&children, b"}")[..], b"."].concat();
+    let text = refused(&zipped(&pickle, &[0; 4], zip::CompressionMethod::Stored));
+    assert!(text.contains("its modules hold one another"), "{text}");
+}
+
+#[test]
+fn a_zip_of_pytorch_whose_end_looks_like_that_of_another_is_read() {
+    // torch.save({"w": torch.ones(3)}, "training-state-000123.pt") of PyTorch 2.11: names of this length bring it about.
+    let found = read(include_bytes!("../../testdata/training-state-000123.pt")).unwrap();
+    assert!(found.len() == 1 && found[0].0 == "w" && found[0].1.equal(&Tensor::ones([3], (Kind::Float, Device::Cpu))));
+}
+
+#[test]
 fn which_of_several_networks_is_meant() {
     let network = |key: &[u8]| [&[b'X', key.len() as u8, 0, 0, 0], key, b"}X\x01\0\0\0w", TENSOR, b"s"].concat();
     let file = |keys: &[&[u8]]| {
