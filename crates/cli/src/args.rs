@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bench::Work;
 use crate::data::DataCommand;
 use crate::search::Compared;
 use clap::{Parser, Subcommand};
@@ -50,6 +51,8 @@ pub enum Command {
         /// Also estimate the disk that this config needs.
         config: Option<PathBuf>,
     },
+    /// Time what training and search are made of, beside what this machine can do at most.
+    Bench(BenchArgs),
     /// Check, show or explain a config file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -280,6 +283,25 @@ pub enum Metric {
     Is,
     /// Improved precision and recall.
     Pr,
+}
+
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// What to time (default: all).
+    #[arg(value_enum)]
+    pub works: Vec<Work>,
+    /// Timed repeats, after one that is not timed; the median counts.
+    #[arg(long, default_value_t = 5, value_parser = parse_repeats)]
+    pub repeats: usize,
+    /// Also write all times as JSON.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+fn parse_repeats(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is no number of repeats"))
 }
 
 /// The keys of a TOML table, with or without its braces.

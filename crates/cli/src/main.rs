@@ -1,6 +1,7 @@
 //! The `lcsc` command: train diffusion and consistency models, keep their checkpoints, search the best combination.
 
 mod args;
+mod bench;
 mod card;
 mod check;
 mod config;
@@ -69,6 +70,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Export(a) => export::command(&a),
         Command::Data(command) => data::command(&command, signals),
         Command::Doctor { config } => doctor::command(config.as_deref()),
+        Command::Bench(a) => bench::command(&a),
         Command::Config(command) => config_command(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "lcsc", &mut std::io::stdout());

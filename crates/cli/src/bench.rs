@@ -1,0 +1,54 @@
+//! `lcsc bench`: how fast this machine does the work that training and search are made of.
+
+mod cost;
+mod machine;
+mod timing;
+mod works;
+
+use crate::args::BenchArgs;
+use crate::{Ended, session, ui};
+use cost::Cost;
+use lcsc_torch::{catch, cpu_threads, write_atomic};
+use machine::Ceilings;
+use miette::IntoDiagnostic;
+use serde::Serialize;
+use timing::{Timer, median};
+pub use works::Work;
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    work: Work,
+    what: String,
+    /// Median, and all repeats in their order, in seconds.
+    seconds: f64,
+    repeats: Vec<f64>,
+    #[serde(flatten)]
+    cost: Cost,
+    /// Of the machine's measured ceiling for what the work is bound by.
+    fraction: Option<f64>,
+}
+
+/// Measures the machine, then each work; prints a table, writes JSON.
+pub fn command(args: &BenchArgs) -> miette::Result<Ended> {
+    let device = session::machine(args.machine.device, args.machine.threads)?;
+    let timer = Timer { device, repeats: args.repeats };
+    let ceilings = catch("measuring the machine", || Ceilings::measure(&timer)).into_diagnostic()?;
+    ui::say!("{} threads on {device:?}: {ceilings}", cpu_threads());
+    ui::say!("{:<16} {:>12} {:>12} {:>9}  {}", "work", "median", "a second", "ceiling", "what");
+    let mut rows = Vec::new();
+    for &work in if args.works.is_empty() { Work::ALL } else { &args.works[..] } {
+        let timed = catch("measuring", || work.time(&timer, args.machine.chunk)).into_diagnostic()?;
+        let seconds = median(&timed.seconds);
+        let fraction = ceilings.fraction(timed.cost, seconds);
+        let share = fraction.map_or_else(String::new, |f| format!("{:.0} %", 100.0 * f));
+        let rate = format!("{:.0} {}", timed.items as f64 / seconds, timed.unit);
+        ui::say!("{:<16} {:>10.2} ms {rate:>12} {share:>9}  {}", work.name(), 1e3 * seconds, timed.what);
+        rows.push(Row { work, what: timed.what, seconds, repeats: timed.seconds, cost: timed.cost, fraction });
+    }
+    if let Some(path) = &args.json {
+        let json = serde_json::json!({ "threads": cpu_threads(), "device": format!("{device:?}"), "ceilings": ceilings, "rows": rows });
+        write_atomic(path, format!("{json:#}\n").as_bytes()).into_diagnostic()?;
+    }
+    Ok(Ended::Done)
+}

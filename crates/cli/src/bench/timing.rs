@@ -1,0 +1,58 @@
+//! Times of repeated work.
+
+use lcsc_torch::{Device, Result, tch::Cuda};
+use std::time::Instant;
+
+/// How work is timed.
+pub struct Timer {
+    /// Where it runs.
+    pub device: Device,
+    /// Timed repeats, after one that is not timed.
+    pub repeats: usize,
+}
+
+impl Timer {
+    /// The seconds of each repeat.
+    ///
+    /// # Errors
+    /// The first of the work.
+    pub fn seconds<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
+        work()?;
+        self.wait();
+        let mut seconds = Vec::with_capacity(self.repeats);
+        for _ in 0..self.repeats {
+            let began = Instant::now();
+            let _done = work()?;
+            self.wait();
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        Ok(seconds)
+    }
+
+    /// Until the device has done all that was asked of it.
+    pub fn wait(&self) {
+        if let Device::Cuda(index) = self.device {
+            Cuda::synchronize(index as i64);
+        }
+    }
+}
+
+/// The middle of the times, of an even number the mean of both.
+pub fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    if n == 0 { f64::NAN } else { (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+}
