@@ -178,15 +178,16 @@ pub struct ImportArgs {
     /// `51200 raw ckpts/model.pt`.
     #[arg(long, value_name = "FILE")]
     pub list: Option<PathBuf>,
-    /// Images that this number counts in (default: 1000 in `network-snapshot-…`, else the batch of the config's stage, for
-    /// steps).
+    /// Images that this number counts in (default: 1000 in EDM's `network-snapshot-…` and `training-state-…`, else the batch of
+    /// the config's stage, for steps).
     #[arg(long, requires = "trajectory", value_parser = clap::value_parser!(u64).range(1..))]
     pub unit: Option<u64>,
     /// Which network of a file that holds several (default: the only one, or `ema`).
     #[arg(long)]
     pub key: Option<String>,
-    /// Rows of q, k and v in OpenAI's attention layers, which nothing in a file tells: `flash` (consistency_models), `new`
-    /// (guided-diffusion with `use_new_attention_order`) or `legacy` (improved-diffusion, guided-diffusion by default).
+    /// Rows of q, k and v in OpenAI's attention layers: `flash` (consistency_models), `new` (guided-diffusion with
+    /// `use_new_attention_order`) or `legacy` (improved-diffusion, guided-diffusion by default). Nothing in a file tells
+    /// `new` from `legacy`.
     #[arg(long, default_value = "flash", value_parser = parse_order)]
     pub attention_order: AttentionOrder,
 }
@@ -259,7 +260,7 @@ pub struct EvalArgs {
     /// Number of images (default: 5,000 samples; all of given images). Results of different numbers are not comparable.
     #[arg(long)]
     pub n: Option<u64>,
-    /// Seed of the latents.
+    /// Seed of the latents, or of the order in which given images are measured.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Another sampler, in TOML: `heun = { steps = 9 }`.

@@ -7,6 +7,7 @@ mod works;
 
 use crate::args::BenchArgs;
 use crate::{Ended, session, ui};
+use clap::ValueEnum;
 use cost::Cost;
 use lcsc_torch::{catch, cpu_threads, write_atomic};
 use machine::Ceilings;
@@ -37,17 +38,21 @@ pub fn command(args: &BenchArgs) -> miette::Result<Ended> {
     ui::say!("{} threads on {device:?}: {ceilings}", cpu_threads());
     ui::say!("{:<16} {:>12} {:>12} {:>9}  {}", "work", "median", "a second", "ceiling", "what");
     let mut rows = Vec::new();
-    for &work in if args.works.is_empty() { Work::ALL } else { &args.works[..] } {
+    for &work in if args.works.is_empty() { Work::value_variants() } else { &args.works[..] } {
         let timed = catch("measuring", || work.time(&timer, args.machine.chunk)).into_diagnostic()?;
         let seconds = median(&timed.seconds);
         let fraction = ceilings.fraction(timed.cost, seconds);
         let share = fraction.map_or_else(String::new, |f| format!("{:.0} %", 100.0 * f));
         let rate = format!("{:.0} {}", timed.items as f64 / seconds, timed.unit);
-        ui::say!("{:<16} {:>10.2} ms {rate:>12} {share:>9}  {}", work.name(), 1e3 * seconds, timed.what);
+        let name = work.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
+        ui::say!("{name:<16} {:>10.2} ms {rate:>12} {share:>9}  {}", 1e3 * seconds, timed.what);
         rows.push(Row { work, what: timed.what, seconds, repeats: timed.seconds, cost: timed.cost, fraction });
     }
     if let Some(path) = &args.json {
-        let json = serde_json::json!({ "threads": cpu_threads(), "device": format!("{device:?}"), "ceilings": ceilings, "rows": rows });
+        let device = format!("{device:?}");
+        let json = serde_json::json!({
+            "threads": cpu_threads(), "device": device, "ceilings": ceilings, "rows": rows,
+        });
         write_atomic(path, format!("{json:#}\n").as_bytes()).into_diagnostic()?;
     }
     Ok(Ended::Done)

@@ -19,8 +19,10 @@ use std::path::Path;
 /// Imports a file, or each file of a training.
 pub fn command(args: &ImportArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     ui::refuse_existing(args.out.as_deref().unwrap_or(&args.place))?;
-    signals.listen()?;
     let target = Target::of(config::load(&args.config, &args.set)?, args.attention_order)?;
+    if args.out.is_none() {
+        signals.listen()?;
+    }
     catch("importing", || match &args.out {
         Some(out) => one(args, &target, out),
         None => trajectory(args, &target, signals),

@@ -146,7 +146,7 @@ fn from_openai(
     let of_attention = |(name, _): &&(String, Tensor)| name.ends_with(".qkv.weight");
     if let Some((name, tensor)) = tensors.iter().find(of_attention)
         && let Some((_, shape)) = shapes.iter().find(|(theirs, _)| theirs == name)
-        && tensor.dim() != shape.len()
+        && matches!((tensor.dim(), shape.len()), (3, 4) | (4, 3))
     {
         let orders = if tensor.dim() == 3 { "new or legacy (guided-diffusion's)" } else { "flash" };
         bail!("`{name}` has shape {:?}: it takes --attention-order {orders}", tensor.size());

@@ -80,25 +80,24 @@ impl RealImages<'_> {
 
     /// The shape [C,H,W] of the images, once images and labels are known to fit each other.
     pub(crate) fn checked(&self) -> Result<[i64; 3]> {
-        let real = self;
-        let (n, chw) = match real.images.size()[..] {
-            [n, c, h, w] if n > 1 && real.images.kind() == Kind::Uint8 => (n, [c, h, w]),
+        let (n, chw) = match self.images.size()[..] {
+            [n, c, h, w] if n > 1 && self.images.kind() == Kind::Uint8 => (n, [c, h, w]),
             _ => bail!(
                 "the real images are {:?} of type {:?}, expected [N, C, H, W] of type Uint8 with at least 2 images",
-                real.images.size(),
-                real.images.kind()
+                self.images.size(),
+                self.images.kind()
             ),
         };
-        if let Some(labels) = real.labels {
+        if let Some(labels) = self.labels {
             if labels.size() != [n] || labels.kind() != Kind::Int64 {
                 bail!("the labels are {:?} of type {:?}, expected [{n}] of type Int64", labels.size(), labels.kind());
             }
             let (low, high) = (labels.min().int64_value(&[]), labels.max().int64_value(&[]));
-            if low < 0 || high >= real.classes {
+            if low < 0 || high >= self.classes {
                 bail!(
                     "the labels range from {low} to {high}, expected 0 to {} for {} classes",
-                    real.classes - 1,
-                    real.classes
+                    self.classes - 1,
+                    self.classes
                 );
             }
         }

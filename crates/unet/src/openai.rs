@@ -1,6 +1,6 @@
 //! OpenAI's `UNetModel` as an ADM network: what its tensors are called there, and how their values lie. The names are the same
-//! in consistency_models, guided-diffusion and improved-diffusion; the order of rows in attention layers is not, and nothing in
-//! a file tells it.
+//! in consistency_models, guided-diffusion and improved-diffusion; the order of rows in attention layers is not, and a file
+//! tells it in part only.
 
 use crate::adm::DhariwalUNetConfig;
 use crate::config::{Heads, ImageShape, Resolution};

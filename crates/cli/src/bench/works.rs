@@ -15,7 +15,7 @@ use lcsc_torch::{
 };
 use lcsc_train::{NonFinite, StageConfig, StageContext, Trainer};
 use lcsc_trajectory::{Checkpoint, EmaConfig, Memory, Partition, RunFolder, Window, Writer};
-use lcsc_unet::{ImageShape, NetworkConfig};
+use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -63,30 +63,6 @@ pub struct Timed {
 }
 
 impl Work {
-    pub const ALL: &[Self] = &[
-        Self::TrainTiny,
-        Self::TrainCifar10,
-        Self::SampleOneStep,
-        Self::SampleHeun,
-        Self::Merge,
-        Self::MergeMany,
-        Self::Frechet,
-        Self::Evaluation,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TrainTiny => "train-tiny",
-            Self::TrainCifar10 => "train-cifar10",
-            Self::SampleOneStep => "sample-one-step",
-            Self::SampleHeun => "sample-heun",
-            Self::Merge => "merge",
-            Self::MergeMany => "merge-many",
-            Self::Frechet => "frechet",
-            Self::Evaluation => "evaluation",
-        }
-    }
-
     /// Prepares it and takes its time; `chunk` images are sampled at once.
     ///
     /// # Errors
@@ -94,8 +70,11 @@ impl Work {
     pub fn time(self, timer: &Timer, chunk: u64) -> Result<Timed> {
         let of_device = |cpu, gpu| if timer.device == Device::Cpu { cpu } else { gpu };
         match self {
-            Self::TrainTiny => training(timer, "tiny", TINY, 64),
-            Self::TrainCifar10 => training(timer, "ddpmpp-cifar10", CIFAR10, of_device(4, 512)),
+            Self::TrainTiny => training(timer, "tiny", model(SongUNetConfig::tiny(), TINY), 64),
+            Self::TrainCifar10 => {
+                let model = model(SongUNetConfig::ddpmpp_cifar10(), CIFAR10);
+                training(timer, "ddpmpp-cifar10", model, of_device(4, 512))
+            }
             Self::SampleOneStep => sampling(timer, &SamplerConfig::Consistency(ConsistencyConfig::default()), chunk),
             Self::SampleHeun => sampling(timer, &SamplerConfig::Heun(OdeConfig::default()), chunk),
             Self::Merge => merging(timer, 1),
@@ -109,9 +88,8 @@ impl Work {
 const TINY: ImageShape = ImageShape { channels: 1, resolution: 8, label_dim: 0 };
 const CIFAR10: ImageShape = ImageShape { channels: 3, resolution: 32, label_dim: 0 };
 
-fn model(preset: &str, image: ImageShape) -> Model {
-    let network = NetworkConfig::preset(preset).unwrap_or_default();
-    Model::new(&network, &PreconditioningConfig::default(), image, Precision::F32)
+fn model(network: SongUNetConfig, image: ImageShape) -> Model {
+    Model::new(&NetworkConfig::Song(network), &PreconditioningConfig::default(), image, Precision::F32)
 }
 
 /// A folder that is gone afterwards, as a run.
@@ -122,11 +100,10 @@ fn run_folder() -> Result<(tempfile::TempDir, RunFolder)> {
 }
 
 /// Steps as the training loop makes them, log and averages among them.
-fn training(timer: &Timer, preset: &str, image: ImageShape, batch: u64) -> Result<Timed> {
-    let model = model(preset, image);
+fn training(timer: &Timer, name: &str, model: Model, batch: u64) -> Result<Timed> {
     let (_folder, run) = run_folder()?;
     let mut data = Dataset::open(&DataConfig::default(), &ProgressBar::hidden())?;
-    let [c, h, w] = image.chw();
+    let [c, h, w] = model.image.chw();
     let pixels = Tensor::f_randint(256, [2048, c, h, w], (Kind::Uint8, Device::Cpu))?;
     (data.images, data.labels) = (pixels, None);
     let data = data.to_device(timer.device)?;
@@ -154,7 +131,7 @@ fn training(timer: &Timer, preset: &str, image: ImageShape, batch: u64) -> Resul
     })?;
     // The backward pass takes twice the forward one.
     let cost = Cost::flops(3.0 * batch as f64 * network(&model.layout));
-    Ok(Timed { what: format!("{preset}, batch {batch}"), seconds, cost, items: batch, unit: "img" })
+    Ok(Timed { what: format!("{name}, batch {batch}"), seconds, cost, items: batch, unit: "img" })
 }
 
 /// A stage that does not end while it is timed.
@@ -180,7 +157,7 @@ fn endless(batch: u64) -> StageConfig {
 }
 
 fn sampling(timer: &Timer, sampler: &SamplerConfig, chunk: u64) -> Result<Timed> {
-    let model = model("tiny", TINY);
+    let model = model(SongUNetConfig::tiny(), TINY);
     let weights = model.layout.init(0, timer.device)?;
     let net = model.bind(&weights)?;
     let latents = LatentSet { seed: 0, stream: Stream::SampleLatents, n: IMAGES, chunk };
@@ -240,7 +217,7 @@ fn frechet(timer: &Timer) -> Result<Timed> {
 }
 
 fn evaluation(timer: &Timer, chunk: u64) -> Result<Timed> {
-    let model = model("tiny", TINY);
+    let model = model(SongUNetConfig::tiny(), TINY);
     let data = Dataset::open(&DataConfig::default(), &ProgressBar::hidden())?;
     let real =
         RealImages { images: &data.images, labels: data.labels.as_ref(), classes: data.classes, hash: &data.hash };
