@@ -5,7 +5,7 @@ use crate::data::DataCommand;
 use crate::search::Compared;
 use clap::{Parser, Subcommand};
 use lcsc_metrics::ExtractorConfig;
-use lcsc_torch::{DeviceChoice, StorageDtype};
+use lcsc_torch::{DeviceChoice, Precision, StorageDtype};
 use lcsc_unet::AttentionOrder;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -297,8 +297,18 @@ pub struct BenchArgs {
     /// Also write all times as JSON.
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Instead of timing, write what each work computes to this folder, for another implementation to compare.
+    #[arg(long)]
+    pub outputs: Option<PathBuf>,
+    /// What training steps compute in.
+    #[arg(long, default_value = "f32", value_parser = parse_precision)]
+    pub precision: Precision,
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    serde_json::from_value(text.into()).map_err(|e| e.to_string())
 }
 
 fn parse_repeats(text: &str) -> Result<usize, String> {

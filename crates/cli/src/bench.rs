@@ -2,6 +2,7 @@
 
 mod cost;
 mod machine;
+mod outputs;
 mod timing;
 mod works;
 
@@ -33,25 +34,29 @@ struct Row {
 /// Measures the machine, then each work; prints a table, writes JSON.
 pub fn command(args: &BenchArgs) -> miette::Result<Ended> {
     let device = session::machine(args.machine.device, args.machine.threads)?;
+    let works = if args.works.is_empty() { Work::value_variants() } else { &args.works[..] };
+    if let Some(folder) = &args.outputs {
+        catch("writing outputs", || outputs::write(folder, works, device)).into_diagnostic()?;
+        return Ok(Ended::Done);
+    }
     let timer = Timer { device, repeats: args.repeats };
     let ceilings = catch("measuring the machine", || Ceilings::measure(&timer)).into_diagnostic()?;
     ui::say!("{} threads on {device:?}: {ceilings}", cpu_threads());
     ui::say!("{:<16} {:>12} {:>12} {:>9}  {}", "work", "median", "a second", "ceiling", "what");
     let mut rows = Vec::new();
-    for &work in if args.works.is_empty() { Work::value_variants() } else { &args.works[..] } {
-        let timed = catch("measuring", || work.time(&timer, args.machine.chunk)).into_diagnostic()?;
+    for &work in works {
+        let timed = catch("measuring", || work.time(&timer, args.machine.chunk, args.precision)).into_diagnostic()?;
         let seconds = median(&timed.seconds);
         let fraction = ceilings.fraction(timed.cost, seconds);
         let share = fraction.map_or_else(String::new, |f| format!("{:.0} %", 100.0 * f));
         let rate = format!("{:.0} {}", timed.items as f64 / seconds, timed.unit);
-        let name = work.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
-        ui::say!("{name:<16} {:>10.2} ms {rate:>12} {share:>9}  {}", 1e3 * seconds, timed.what);
+        ui::say!("{:<16} {:>10.2} ms {rate:>12} {share:>9}  {}", work.name(), 1e3 * seconds, timed.what);
         rows.push(Row { work, what: timed.what, seconds, repeats: timed.seconds, cost: timed.cost, fraction });
     }
     if let Some(path) = &args.json {
         let device = format!("{device:?}");
         let json = serde_json::json!({
-            "threads": cpu_threads(), "device": device, "ceilings": ceilings, "rows": rows,
+            "threads": cpu_threads(), "device": device, "precision": args.precision, "ceilings": ceilings, "rows": rows,
         });
         write_atomic(path, format!("{json:#}\n").as_bytes()).into_diagnostic()?;
     }

@@ -18,6 +18,14 @@ impl Timer {
     /// The first of the work.
     pub fn seconds<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
         work()?;
+        self.warm_seconds(work)
+    }
+
+    /// The seconds of each repeat of work that is warm.
+    ///
+    /// # Errors
+    /// The first of the work.
+    pub fn warm_seconds<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
         self.wait();
         let mut seconds = Vec::with_capacity(self.repeats);
         for _ in 0..self.repeats {
@@ -27,6 +35,11 @@ impl Timer {
             seconds.push(began.elapsed().as_secs_f64());
         }
         Ok(seconds)
+    }
+
+    /// One of two values: for the CPU, or for a GPU.
+    pub fn on<T>(&self, cpu: T, gpu: T) -> T {
+        if self.device == Device::Cpu { cpu } else { gpu }
     }
 
     /// Until the device has done all that was asked of it.
