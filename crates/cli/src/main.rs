@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     ui::start_logging(args.quiet, args.verbose);
     lcsc_torch::install_panic_hook();
+    lcsc_torch::keep_freed_memory();
     let signals = ui::Signals::default();
     match dispatch(args.command, &signals) {
         Ok(Ended::Done) => ExitCode::SUCCESS,

@@ -24,6 +24,7 @@ mod preparation;
 mod scorer;
 mod stats;
 mod suite;
+mod symmetric;
 #[cfg(test)]
 mod testdata;
 mod torchscript;

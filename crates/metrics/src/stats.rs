@@ -1,6 +1,7 @@
 //! Mean and covariance of features, streamed in float64.
 
 use crate::frechet::is_finite;
+use crate::symmetric::{lower_product, mirrored};
 use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 
 /// Mean and covariance of N feature vectors, float64 on the CPU.
@@ -64,7 +65,7 @@ impl FeatureStats {
 pub struct StatsAccumulator {
     n: i64,
     mean: Tensor,
-    /// Sum of outer products of the centred features, f64 [D,D].
+    /// Sum of outer products of the centred features, f64 [D,D]; above the diagonal it is arbitrary.
     scatter: Tensor,
 }
 
@@ -99,7 +100,7 @@ impl StatsAccumulator {
             let centred = x.f_sub(&mean)?;
             let delta = mean.f_sub(&self.mean)?;
             let total = self.n + b;
-            let _ = self.scatter.f_add_(&centred.f_tr()?.f_matmul(&centred)?)?;
+            let _ = self.scatter.f_add_(&lower_product(&centred.f_tr()?, &centred)?)?;
             let _ = self.scatter.f_add_(&delta.f_outer(&delta)?.f_mul_scalar_((self.n * b) as f64 / total as f64)?)?;
             let _ = self.mean.f_add_(&(delta * (b as f64 / total as f64)))?;
             self.n = total;
@@ -115,7 +116,7 @@ impl StatsAccumulator {
         if self.n < 2 {
             bail!("a covariance needs the features of at least 2 images, but there are {}", self.n);
         }
-        let cov = (self.scatter / (self.n - 1) as f64).f_to(Device::Cpu)?;
+        let cov = mirrored(&(self.scatter / (self.n - 1) as f64))?.f_to(Device::Cpu)?;
         Ok(FeatureStats { n: self.n, mean: self.mean.f_to(Device::Cpu)?, cov })
     }
 }

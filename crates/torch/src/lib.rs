@@ -13,7 +13,9 @@ mod optim;
 mod pixels;
 mod weights;
 
-pub use device::{CudaStatus, DeviceChoice, Precision, cpu_threads, default_threads, open_cuda, set_cpu_threads};
+pub use device::{
+    CudaStatus, DeviceChoice, Precision, cpu_threads, default_threads, keep_freed_memory, open_cuda, set_cpu_threads,
+};
 pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};

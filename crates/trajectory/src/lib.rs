@@ -2,6 +2,7 @@
 //! checkpoints that merged models are made of. EMA profiles and coefficients are pure f64 maths beside it.
 
 mod checkpoint;
+mod combine;
 mod ema;
 mod foreign;
 mod jsonl;

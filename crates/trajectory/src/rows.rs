@@ -7,7 +7,7 @@ use lcsc_torch::{Device, Error, Kind, ParamLayout, Result, SafeFile, Tensor};
 use std::ops::Range;
 
 /// Values of W in a column block. On the CPU it stays in the cache between conversion and product: of 2^16 to 2^23 this
-/// was about the fastest for bf16 (K = 50), and as fast as all of W at once for f32.
+/// was about the fastest for bf16 (K = 50).
 const CPU_BLOCK: i64 = 1 << 20;
 /// On a GPU launches must be few; this is 64 MiB in f32.
 const GPU_BLOCK: i64 = 1 << 24;
@@ -104,7 +104,8 @@ impl Rows {
     }
 
     /// Calls `work(start, w)` with `w` f32 [k,b] on the device, for each block of columns `start..start + b` of `columns`.
-    /// The `rows` are of one stretch. f32 rows on the device are views.
+    /// The `rows` are of one stretch. f32 rows on the device are views, on the CPU of all columns at once where `whole`
+    /// says that the work divides them itself.
     ///
     /// # Errors
     /// The first of `work`, or there is no room.
@@ -112,10 +113,15 @@ impl Rows {
         &self,
         rows: &Range<usize>,
         columns: Range<i64>,
+        whole: bool,
         mut work: impl FnMut(i64, &Tensor) -> Result<()>,
     ) -> Result<()> {
-        let values = if self.device == Device::Cpu { CPU_BLOCK } else { GPU_BLOCK };
-        let width = (values / rows.len() as i64).max(1);
+        let width = match &self.blocks[self.block_of(rows.start)] {
+            _ if self.device != Device::Cpu => GPU_BLOCK / rows.len() as i64,
+            Block { data: Data::Held(_), kind: Kind::Float, .. } if whole => columns.end - columns.start,
+            _ => CPU_BLOCK / rows.len() as i64,
+        };
+        let width = width.max(1);
         for start in columns.clone().step_by(width as usize) {
             let w = self.block(rows, start, width.min(columns.end - start))?;
             work(start, &w.f_to(self.device)?.f_to_kind(Kind::Float)?)?;

@@ -98,11 +98,14 @@ impl Window {
         for share in shares.iter().flatten() {
             self.rows.check(&share.rows)?;
         }
-        let thetas = Tensor::f_zeros([alphas.len() as i64, self.columns], (Kind::Float, self.device))?;
+        let thetas = Tensor::f_empty([alphas.len() as i64, self.columns], (Kind::Float, self.device))?;
         for &Run { start, len, group } in partition.runs() {
-            for share in &shares[group] {
-                self.rows.each_block(&share.rows, start..start + len, |p, w| {
-                    share.add(&thetas.f_narrow(1, p, w.size()[1])?, w)
+            if shares[group].is_empty() {
+                let _ = thetas.f_narrow(1, start, len)?.f_zero_()?;
+            }
+            for (i, share) in shares[group].iter().enumerate() {
+                self.rows.each_block(&share.rows, start..start + len, true, |p, w| {
+                    share.add(&mut thetas.f_narrow(1, p, w.size()[1])?, w, i == 0)
                 })?;
             }
         }
@@ -129,7 +132,7 @@ impl Window {
             self.rows.check(&rows)?;
             for &Run { start, len, group } in partition.runs() {
                 let mut sum = sums.f_select(0, group as i64)?.f_narrow(0, rows.start as i64, rows.len() as i64)?;
-                self.rows.each_block(&rows, start..start + len, |p, w| {
+                self.rows.each_block(&rows, start..start + len, false, |p, w| {
                     let g = g.f_narrow(0, p, w.size()[1])?.f_to_kind(Kind::Double)?;
                     let _ = sum.f_add_(&w.f_to_kind(Kind::Double)?.f_mv(&g)?)?;
                     Ok(())

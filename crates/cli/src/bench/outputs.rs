@@ -75,7 +75,8 @@ fn training(work: Work, device: Device) -> Result<Named> {
     let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Plain, &Conditioning::default(), false);
     let loss = edm_loss(denoise, &y, &sigma, &noise, 0.5);
     let grad = Tensor::f_run_backward(&[&loss.f_sum(Kind::Float)?], &[&leaf], false, false)?.remove(0);
-    let mut all = vec![named("y", &y), named("noise", &noise), named("sigma", &sigma), named("loss", &loss.f_detach()?)];
+    let mut all =
+        vec![named("y", &y), named("noise", &noise), named("sigma", &sigma), named("loss", &loss.f_detach()?)];
     all.extend(pieces("theta/", &model.layout, &weights.theta.f_detach()?)?);
     all.extend(pieces("grad/", &model.layout, &grad)?);
     Ok(all)
@@ -125,7 +126,11 @@ fn features(device: Device) -> Result<Named> {
 fn frechet(device: Device) -> Result<Named> {
     let [real, generated] = works::feature_pair(device)?;
     let distance = Reference::new(FeatureStats::of(&real)?)?.distance(&FeatureStats::of(&generated)?)?;
-    Ok(vec![named("real", &real), named("generated", &generated), named("distance", &Tensor::f_from_slice(&[distance])?)])
+    Ok(vec![
+        named("real", &real),
+        named("generated", &generated),
+        named("distance", &Tensor::f_from_slice(&[distance])?),
+    ])
 }
 
 fn evaluation(device: Device) -> Result<Named> {

@@ -17,7 +17,9 @@ use lcsc_torch::{
     Tensor, Weights,
 };
 use lcsc_train::{NonFinite, StageConfig, StageContext, Trainer};
-use lcsc_trajectory::{Checkpoint, EmaConfig, Manifest, Memory, Partition, RunFolder, TrajectoryConfig, Window, Writer};
+use lcsc_trajectory::{
+    Checkpoint, EmaConfig, Manifest, Memory, Partition, RunFolder, TrajectoryConfig, Window, Writer,
+};
 use lcsc_unet::{DhariwalUNetConfig, ImageShape, NetworkConfig, SongUNetConfig};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -120,9 +122,7 @@ impl Work {
 pub fn network(work: Work, precision: Precision) -> Model {
     let unconditional = |channels, resolution| ImageShape { channels, resolution, label_dim: 0 };
     let (network, image) = match work {
-        Work::TrainCifar10 | Work::Fid => {
-            (NetworkConfig::Song(SongUNetConfig::ddpmpp_cifar10()), unconditional(3, 32))
-        }
+        Work::TrainCifar10 | Work::Fid => (NetworkConfig::Song(SongUNetConfig::ddpmpp_cifar10()), unconditional(3, 32)),
         Work::TrainImagenet64 => (NetworkConfig::Adm(DhariwalUNetConfig::adm_imagenet64()), unconditional(3, 64)),
         _ => (NetworkConfig::Song(SongUNetConfig::tiny()), unconditional(1, 8)),
     };
@@ -190,8 +190,7 @@ fn step(trainer: &mut Trainer, batch: u64) -> Result<()> {
 /// Steps as the training loop makes them, averages among them.
 fn training(timer: &Timer, model: &Model, batch: u64, precision: Precision) -> Result<Timed> {
     let stage = endless(batch);
-    let seconds =
-        with_trainer(timer.device, model, &stage, |trainer| timer.seconds(|| step(trainer, batch)))?;
+    let seconds = with_trainer(timer.device, model, &stage, |trainer| timer.seconds(|| step(trainer, batch)))?;
     // The backward pass takes twice the forward one.
     let cost = Cost::flops(3.0 * batch as f64 * flops(&model.layout));
     let millions = model.layout.numel() as f64 / 1e6;
@@ -201,11 +200,8 @@ fn training(timer: &Timer, model: &Model, batch: u64, precision: Precision) -> R
 
 /// What the steps around a checkpoint take longer than others: of one of all tracks, in f32.
 fn checkpoint(timer: &Timer, model: &Model, batch: u64) -> Result<Timed> {
-    let every = TrajectoryConfig {
-        every_nimg: STEPS * batch,
-        tracks: vec!["all".into()],
-        ..TrajectoryConfig::default()
-    };
+    let every =
+        TrajectoryConfig { every_nimg: STEPS * batch, tracks: vec!["all".into()], ..TrajectoryConfig::default() };
     let stage = StageConfig { trajectory: Some(every), ..endless(batch) };
     let steps = Timer { device: timer.device, repeats: STEPS as usize };
     let rounds: Vec<Vec<f64>> = with_trainer(timer.device, model, &stage, |trainer| {
