@@ -387,3 +387,27 @@ fn skipped_and_mended_steps_are_counted_and_the_search_goes_on() {
         assert_eq!(summary["models"].as_array().unwrap().len(), 4);
     }
 }
+
+#[test]
+fn bench_times_works_and_writes_what_they_compute() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    succeed(folder, &["bench", "merge", "--outputs", "outputs"]);
+    let file = SafeFile::open(folder.join("outputs/merge.safetensors")).unwrap();
+    let [w, alpha, theta] = ["w", "alpha", "theta"].map(|name| file.tensor(name).unwrap());
+    let product = alpha.matmul(&w.to_kind(Kind::Double));
+    assert!((product - &theta).abs().max().double_value(&[]) < 1e-6);
+    assert!(theta.abs().max().double_value(&[]) > 0.1);
+
+    let table = succeed(folder, &["bench", "train-tiny", "--repeats", "1", "--json", "times.json"]);
+    assert!(table.contains("train-tiny") && table.contains("GFLOP/s"), "{table}");
+    let found = json(&folder.join("times.json"));
+    assert_eq!((&found["threads"], &found["precision"]), (&1.into(), &"f32".into()));
+    let row = &found["rows"][0];
+    assert_eq!((&row["work"], row["repeats"].as_array().unwrap().len()), (&"train-tiny".into(), 1));
+    // Three passes of 64 images, as PyTorch counts their operations.
+    assert!((row["flops"].as_f64().unwrap() / (3.0 * 64.0 * 9.095e6) - 1.0).abs() < 0.01);
+    let reached = row["flops"].as_f64().unwrap() / row["seconds"].as_f64().unwrap();
+    let share = reached / found["ceilings"]["product"].as_f64().unwrap();
+    assert!((row["fraction"].as_f64().unwrap() / share - 1.0).abs() < 1e-9);
+}

@@ -10,7 +10,7 @@ use crate::args::BenchArgs;
 use crate::{Ended, session, ui};
 use clap::ValueEnum;
 use cost::Cost;
-use lcsc_torch::{catch, cpu_threads, write_atomic};
+use lcsc_torch::{Precision, allow_tf32, catch, cpu_threads, write_atomic};
 use machine::Ceilings;
 use miette::IntoDiagnostic;
 use serde::Serialize;
@@ -34,6 +34,7 @@ struct Row {
 /// Measures the machine, then each work; prints a table, writes JSON.
 pub fn command(args: &BenchArgs) -> miette::Result<Ended> {
     let device = session::machine(args.machine.device, args.machine.threads)?;
+    allow_tf32(args.precision == Precision::Tf32).into_diagnostic()?;
     let works = if args.works.is_empty() { Work::value_variants() } else { &args.works[..] };
     if let Some(folder) = &args.outputs {
         catch("writing outputs", || outputs::write(folder, works, device)).into_diagnostic()?;

@@ -4,7 +4,7 @@ use crate::config::Config;
 use lcsc_data::DataConfig;
 use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
-use lcsc_torch::{Device, Error, Invalid, Precision, Result, SafeFile, Weights, load_weights};
+use lcsc_torch::{Device, Error, Invalid, Precision, Result, SafeFile, Weights, allow_tf32, load_weights};
 use lcsc_trajectory::METADATA;
 use lcsc_unet::{ImageShape, NetworkConfig};
 use miette::IntoDiagnostic;
@@ -72,6 +72,7 @@ impl Card {
 pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights)> {
     let file = SafeFile::open(path).into_diagnostic()?;
     let card = read(path, &file).into_diagnostic()?;
+    allow_tf32(card.precision == Precision::Tf32).into_diagnostic()?;
     let model = card.model();
     let weights = load_weights(&model.layout, &file, device).into_diagnostic()?;
     Ok((card, model, weights))

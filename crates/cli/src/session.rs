@@ -6,7 +6,7 @@ use crate::search::{DEFAULT_NAME, EVALUATIONS};
 use crate::{extractor, ui};
 use lcsc_data::Dataset;
 use lcsc_metrics::{Preparation, RealImages, Suite};
-use lcsc_torch::{Device, Error, Result, catch, default_threads, set_cpu_threads, write_atomic};
+use lcsc_torch::{Device, Error, Precision, Result, allow_tf32, catch, default_threads, set_cpu_threads, write_atomic};
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
@@ -36,6 +36,7 @@ impl<'a> Session<'a> {
         let Loaded { config, data: info } = loaded;
         let lock = if shared { run.lock_shared() } else { run.lock() }.into_diagnostic()?;
         let device = machine(config.device, config.threads)?;
+        allow_tf32(config.precision == Precision::Tf32).into_diagnostic()?;
         let data = dataset(&config.data, device)?;
         let image = config.image(&info);
         let training_hash = config.training_hash(&data.hash)?;

@@ -176,23 +176,29 @@ impl DeviceChoice {
     }
 }
 
-/// The type in which networks compute; weights, moments, losses and samplers stay f32 or wider.
+/// The type in which networks compute; weights, moments, preconditioning, losses and samplers stay f32 or wider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// IEEE single precision.
     #[default]
     F32,
+    /// f32 whose convolutions and matrix products round their inputs to ten bits of mantissa, on GPUs that do; elsewhere
+    /// the same as f32.
+    Tf32,
     /// bfloat16 weights and activations; group-norm and softmax accumulate in f32.
     Bf16,
+    /// IEEE half-precision weights and activations, accumulated as for bf16; training scales the loss.
+    F16,
 }
 
 impl Precision {
     /// The tensor type of weights and activations inside a network.
     pub fn kind(self) -> Kind {
         match self {
-            Self::F32 => Kind::Float,
+            Self::F32 | Self::Tf32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
         }
     }
 }

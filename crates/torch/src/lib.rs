@@ -11,6 +11,7 @@ mod layout;
 mod noise;
 mod optim;
 mod pixels;
+mod shim;
 mod weights;
 
 pub use device::{
@@ -22,6 +23,7 @@ pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, Te
 pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, standard_normal, unit_f64};
 pub use optim::{AdamConfig, Optimizer, OptimizerConfig};
 pub use pixels::{to_float, to_u8};
+pub use shim::allow_tf32;
 pub use tch;
 pub use tch::{Device, Kind, Tensor};
 pub use weights::{

@@ -1,5 +1,6 @@
 //! What a stage remembers beside its tensors, and what it logs.
 
+use crate::loss_scale::LossScale;
 use serde::{Deserialize, Serialize};
 
 /// A line of `train.jsonl`: means over the images since the line before.
@@ -56,6 +57,9 @@ pub(crate) struct Progress {
     /// Steps with a non-finite loss or gradient, in all and in a row.
     pub non_finite_steps: u64,
     pub non_finite_in_a_row: u64,
+    /// Of training in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Stages before this one.
     pub finished: Vec<StageRecord>,
 }

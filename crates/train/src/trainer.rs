@@ -2,12 +2,13 @@
 
 use crate::config::{NonFinite, StageConfig};
 use crate::ema::EmaTrack;
+use crate::loss_scale::LossScale;
 use crate::state::{Progress, StageRecord, Sums, Tick};
 use indicatif::ProgressBar;
 use lcsc_data::{Dataset, Sampler};
 use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Round, one_hot};
 use lcsc_torch::{
-    Device, Error, Kind, Optimizer, Result, StorageDtype, Tensor, Weights, cpu_threads, default_threads,
+    Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Tensor, Weights, cpu_threads, default_threads,
     set_cpu_threads, write_atomic,
 };
 use lcsc_trajectory::{Checkpoint, JsonLines, Manifest, RunFolder, TrainingState, Writer};
@@ -84,6 +85,7 @@ impl<'a> Trainer<'a> {
             sums: Sums::default(),
             non_finite_steps: 0,
             non_finite_in_a_row: 0,
+            loss_scale: (context.model.precision == Precision::F16).then(LossScale::default),
             finished: context.finished.clone(),
         };
         let mut trainer = Self::build(context, weights, progress)?;
@@ -176,7 +178,10 @@ impl<'a> Trainer<'a> {
             let (loss, mut grad) = self.gradient().or_else(|e| self.save().and(Err(e)))?;
             let mut norm = grad.f_norm()?.f_double_value(&[])?;
             let is_good = loss.is_finite() && norm.is_finite();
-            if !is_good {
+            // Too large a scale of the loss is mended by the next step; it is no fault of the run.
+            let scale = self.progress.loss_scale.as_mut().filter(|_| loss.is_finite());
+            let overflowed = scale.is_some_and(|scale| scale.overflowed(norm.is_finite()));
+            if !is_good && !overflowed {
                 self.note_non_finite(loss, norm)?;
                 if stage.non_finite == NonFinite::Zero {
                     grad = grad.f_nan_to_num(0.0, 1e5, -1e5)?;
@@ -187,7 +192,7 @@ impl<'a> Trainer<'a> {
                 let _ = grad.f_mul_scalar_(most / norm)?;
             }
             let lr = self.learning_rate(after);
-            if is_good || stage.non_finite == NonFinite::Zero {
+            if is_good || (stage.non_finite == NonFinite::Zero && !overflowed) {
                 self.optimizer.step(&mut self.weights.theta, &grad, lr)?;
                 for track in &mut self.ema {
                     track.update(&self.weights.theta, before, stage.batch)?;
@@ -246,7 +251,7 @@ impl<'a> Trainer<'a> {
             let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
             let loss = self.objective.loss(&nets, &round).map_err(|e| self.in_step(e))?;
             let loss = loss.f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
-            let grad = Tensor::f_run_backward(&[&loss], &[&live.theta], false, false)?.remove(0);
+            let grad = self.backward(&loss, &live.theta)?;
             let loss = loss.f_detach()?;
             total = Some(match total {
                 None => (loss, grad),
@@ -255,6 +260,15 @@ impl<'a> Trainer<'a> {
         }
         let (loss, grad) = total.ok_or_else(|| Error::msg("a step needs at least one image"))?;
         Ok((loss.f_double_value(&[])?, grad))
+    }
+
+    /// ∂loss/∂θ f32 [P]; in f16 by way of the scaled loss.
+    fn backward(&self, loss: &Tensor, theta: &Tensor) -> Result<Tensor> {
+        let gradient = |of: &Tensor| Ok::<_, Error>(Tensor::f_run_backward(&[of], &[theta], false, false)?.remove(0));
+        match self.progress.loss_scale {
+            None => gradient(loss),
+            Some(LossScale { scale, .. }) => Ok(gradient(&loss.f_mul_scalar(scale)?)?.f_div_scalar_(scale)?),
+        }
     }
 
     /// Moves the target network towards the weights of step k.

@@ -8,6 +8,7 @@ use lcsc_diffusion::{
 use lcsc_torch::{AdamConfig, OptimizerConfig, Precision};
 use lcsc_trajectory::{EmaConfig, Manifest, TrajectoryConfig};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
+use serde_json::{Value, json};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -52,10 +53,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(&PreconditioningConfig::default())
+        Self::with(&PreconditioningConfig::default(), Precision::F32)
     }
 
-    fn with(preconditioning: &PreconditioningConfig) -> Self {
+    fn with(preconditioning: &PreconditioningConfig, precision: Precision) -> Self {
         set_cpu_threads(1);
         let temp = tempfile::tempdir().unwrap();
         let network = NetworkConfig::Song(SongUNetConfig { model_channels: 4, dropout: 0.2, ..SongUNetConfig::tiny() });
@@ -63,7 +64,7 @@ impl Bench {
         Self {
             run: RunFolder::create(temp.path()).unwrap(),
             _temp: temp,
-            model: Model::new(&network, preconditioning, image, Precision::F32),
+            model: Model::new(&network, preconditioning, image, precision),
             data: Dataset::open(&DataConfig { source: "digits".into(), ..Default::default() }, &ProgressBar::hidden())
                 .unwrap(),
             card: serde_json::json!({}),
@@ -131,14 +132,17 @@ fn a_stopped_stage_goes_on_bit_for_bit() {
         ObjectiveConfig::Ict(ict),
         ObjectiveConfig::Ect(EctConfig::default()),
     ] {
-        goes_on_bit_for_bit(&StageConfig { objective, ..stage() }, &PreconditioningConfig::default());
+        goes_on_bit_for_bit(&StageConfig { objective, ..stage() }, &PreconditioningConfig::default(), Precision::F32);
+    }
+    for precision in [Precision::Tf32, Precision::Bf16, Precision::F16] {
+        goes_on_bit_for_bit(&stage(), &PreconditioningConfig::default(), precision);
     }
     let ddpm = StageConfig { objective: ObjectiveConfig::Ddpm(DdpmConfig {}), ..stage() };
-    goes_on_bit_for_bit(&ddpm, &PreconditioningConfig::Ddpm(DdpmPreconditioning::default()));
+    goes_on_bit_for_bit(&ddpm, &PreconditioningConfig::Ddpm(DdpmPreconditioning::default()), Precision::F32);
 }
 
-fn goes_on_bit_for_bit(stage: &StageConfig, preconditioning: &PreconditioningConfig) {
-    let (whole, parts) = (Bench::with(preconditioning), Bench::with(preconditioning));
+fn goes_on_bit_for_bit(stage: &StageConfig, preconditioning: &PreconditioningConfig, precision: Precision) {
+    let (whole, parts) = (Bench::with(preconditioning, precision), Bench::with(preconditioning, precision));
     assert_eq!(whole.train(stage).unwrap(), Ended::Reached);
 
     let steps = Cell::new(0);
@@ -160,6 +164,47 @@ fn goes_on_bit_for_bit(stage: &StageConfig, preconditioning: &PreconditioningCon
     let losses = |b: &Bench| b.log().iter().map(|t| (t.total_nimg, t.loss, t.grad_norm)).collect::<Vec<_>>();
     assert_eq!(losses(&parts), losses(&whole));
     assert_eq!(losses(&parts)[0].0, 100 + BATCH);
+}
+
+#[test]
+fn every_precision_comes_to_the_same_loss() {
+    let _turn = turn();
+    let steps = 60;
+    let stage = StageConfig { nimg: steps * BATCH, trajectory: None, tick_nimg: Some(steps * BATCH / 2), ..stage() };
+    let trained = |precision| {
+        let bench = Bench::with(&PreconditioningConfig::default(), precision);
+        bench.train(&stage).unwrap();
+        let state = TrainingState::load(&bench.run).unwrap().unwrap();
+        (bench.log().iter().map(|tick| tick.loss.unwrap()).collect::<Vec<_>>(), state.meta["loss_scale"].clone())
+    };
+    let (exact, scale) = trained(Precision::F32);
+    assert!(exact[1] < 0.9 * exact[0] && scale.is_null(), "{exact:?}");
+    for (precision, most) in [(Precision::Bf16, 0.03), (Precision::F16, 0.03)] {
+        let (losses, scale) = trained(precision);
+        for (found, expected) in losses.iter().zip(&exact) {
+            assert!((found / expected - 1.0).abs() < most, "{precision:?}: {losses:?}, f32 {exact:?}");
+        }
+        let expected =
+            if precision == Precision::F16 { json!({ "scale": 128.0, "good_steps": steps }) } else { Value::Null };
+        assert_eq!(scale, expected);
+    }
+}
+
+#[test]
+fn a_scale_that_overflows_f16_is_halved_and_the_step_left_out() {
+    let _turn = turn();
+    let bench = Bench::with(&PreconditioningConfig::default(), Precision::F16);
+    let (stage, weights) = (stage(), bench.model.layout.init(0, Device::Cpu).unwrap());
+    let before = weights.theta.copy();
+    let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
+    trainer.progress.loss_scale = Some(LossScale { scale: 2f64.powi(40), good_steps: 3 });
+    trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap();
+    assert_eq!(trainer.progress.loss_scale, Some(LossScale { scale: 2f64.powi(39), good_steps: 0 }));
+    assert!(trainer.weights.theta.equal(&before));
+    assert_eq!((trainer.progress.non_finite_steps, trainer.optimizer.steps), (0, 0));
+    trainer.progress.loss_scale = Some(LossScale::default());
+    trainer.train_until(2 * BATCH, &|| false, &ProgressBar::hidden()).unwrap();
+    assert!(!trainer.weights.theta.equal(&before));
 }
 
 #[test]

@@ -1,0 +1,21 @@
+//! Compiles the shim against libtorch's headers.
+
+use std::path::Path;
+
+fn main() {
+    println!("cargo:rerun-if-changed=csrc");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "../../.libtorch".into());
+    let include = Path::new(&libtorch).join("include");
+    assert!(include.exists(), "{} is missing: run scripts/setup.sh", include.display());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .warnings(false)
+        .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .file("csrc/shim.cpp")
+        .compile("lcsc_shim");
+}
