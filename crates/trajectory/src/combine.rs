@@ -12,8 +12,9 @@ const PART: usize = 1 << 16;
 /// Adds Σ_i α\[i\]·w\[i,·\] to those rows of `thetas` f32 [M,b] that `candidates` names, with the rows α of `alphas`
 /// f32 [m,k] and `w` f32 [k,b], all on the CPU.
 ///
-/// The `first` products begin at zero, in all rows of `thetas`. The sums run over the rows in their order, each product and each sum rounded to f32: bit for bit those of a plain loop
-/// over checkpoints, whatever the machine, the threads and the other candidates.
+/// The `first` products begin at zero, in all rows of `thetas`. The sums run over the rows in their order, each product and
+/// each sum rounded to f32: bit for bit those of a plain loop over checkpoints, whatever the machine, the threads and the
+/// other candidates.
 ///
 /// # Errors
 /// The values of a row do not lie side by side.
