@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Times `lcsc` and the same works in plain PyTorch, NumPy and SciPy in turn on this machine, and prints the ratios.
 #
-#   scripts/bench.sh                  on the CPU (about 25 minutes on two cores)
+#   scripts/bench.sh                  on the CPU (about 25 minutes on two cores, 5 GB for the peer's PyTorch)
 #   scripts/bench.sh --device cuda    on a GPU as well prepared as scripts/setup.sh --cuda
 #   scripts/bench.sh --works "merge merge-many" --rounds 3 --repeats 5
 #

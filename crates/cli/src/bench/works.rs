@@ -35,7 +35,7 @@ pub const CANDIDATES: usize = 8;
 pub const IMAGES: u64 = 1000;
 /// Features [N,D] of a Fréchet distance.
 const FEATURES: [i64; 2] = [5000, 2048];
-/// Steps of which one leaves a checkpoint, where its cost is measured.
+/// Steps of a round with or without a checkpoint, where its cost is measured.
 const STEPS: u64 = 20;
 
 /// A work.
@@ -198,20 +198,22 @@ fn training(timer: &Timer, model: &Model, batch: u64, precision: Precision) -> R
     Ok(Timed { what, seconds, cost, items: batch, unit: "img" })
 }
 
-/// What the steps around a checkpoint take longer than others: of one of all tracks, in f32.
+/// What so many steps with a checkpoint of all tracks in f32 among them take longer than as many without, in turn.
 fn checkpoint(timer: &Timer, model: &Model, batch: u64) -> Result<Timed> {
-    let every =
-        TrajectoryConfig { every_nimg: STEPS * batch, tracks: vec!["all".into()], ..TrajectoryConfig::default() };
-    let stage = StageConfig { trajectory: Some(every), ..endless(batch) };
-    let steps = Timer { device: timer.device, repeats: STEPS as usize };
-    let rounds: Vec<Vec<f64>> = with_trainer(timer.device, model, &stage, |trainer| {
-        (0..=timer.repeats).map(|_| steps.warm_seconds(|| step(trainer, batch))).collect()
+    let every_nimg = 2 * STEPS * batch;
+    let trajectory = TrajectoryConfig { every_nimg, tracks: vec!["all".into()], ..TrajectoryConfig::default() };
+    let stage = StageConfig { trajectory: Some(trajectory), ..endless(batch) };
+    let round = |trainer: &mut Trainer, steps| (0..steps).try_for_each(|_| step(trainer, batch));
+    let once = Timer { device: timer.device, repeats: 2 * timer.repeats };
+    let seconds = with_trainer(timer.device, model, &stage, |trainer| {
+        // So that checkpoints, and what their writing takes, fall into the middle of every second round.
+        round(trainer, STEPS / 2)?;
+        once.warm_seconds(|| round(trainer, STEPS))
     })?;
-    let usual = median(&rounds.concat());
-    let seconds: Vec<f64> = rounds[1..].iter().map(|times| times.iter().map(|t| t - usual).sum()).collect();
-    let share = 100.0 * median(&seconds) / (100.0 * usual);
-    let what = format!("{share:.2} % of 100 steps of batch {batch}");
-    Ok(Timed { what, seconds, cost: Cost::default(), items: 1, unit: "files" })
+    let lost: Vec<f64> = seconds.chunks_exact(2).map(|pair| pair[1] - pair[0]).collect();
+    let usual = median(&seconds.iter().step_by(2).copied().collect::<Vec<_>>()) / STEPS as f64;
+    let what = format!("{:.2} % of 100 steps of batch {batch}", median(&lost) / usual);
+    Ok(Timed { what, seconds: lost, cost: Cost::default(), items: 1, unit: "files" })
 }
 
 /// A stage that does not end while it is timed.
