@@ -14,15 +14,17 @@ device=cpu rounds=2 repeats=3 works=
 threads=${OMP_NUM_THREADS:-$(nproc)}
 while [ $# -gt 0 ]; do
   case $1 in
+    -h|--help) sed -n '2,10p' "$0" | cut -c3-; exit 0 ;;
+    --*) [ $# -ge 2 ] || { echo "bench: $1 needs a value" >&2; exit 2; } ;;
+  esac
+  case $1 in
     --device) device=$2 ;;
     --rounds) rounds=$2 ;;
     --repeats) repeats=$2 ;;
     --works) works=$2 ;;
     --threads) threads=$2 ;;
-    -h|--help) sed -n '2,10p' "$0" | cut -c3-; exit 0 ;;
     *) echo "bench: unknown option $1 (see --help)" >&2; exit 2 ;;
   esac
-  [ $# -ge 2 ] || { echo "bench: $1 needs a value" >&2; exit 2; }
   shift 2
 done
 all="train-tiny train-cifar10 train-imagenet64 checkpoint sample-one-step sample-heun merge merge-many features frechet evaluation fid"
@@ -42,7 +44,7 @@ if python3 -c 'import torch, scipy, safetensors; assert torch.__version__.split(
 elif [ ! -x .bench/venv/ready ]; then
   python3 -m venv .bench/venv
   .bench/venv/bin/pip install --quiet torch==2.11.0 numpy scipy safetensors
-  ln -s bin/python .bench/venv/ready
+  ln -sf bin/python .bench/venv/ready
 fi
 out=.bench/${device%%:*}
 rm -rf "$out" && mkdir -p "$out"
@@ -50,9 +52,8 @@ rm -rf "$out" && mkdir -p "$out"
 peer="$python scripts/bench/peer.py"
 # The peer has no checkpoints to write.
 of_peer=${works//checkpoint/}
-gpu_modes="f32 bf16 bf16-compile"
 modes="f32"
-[ "$device" = cpu ] || modes=$gpu_modes
+[ "$device" = cpu ] || modes="f32 bf16 bf16-compile"
 
 # shellcheck disable=SC2086
 {
