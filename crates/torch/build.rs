@@ -13,9 +13,7 @@ fn main() {
         .std("c++17")
         .opt_level(2)
         .warnings(false)
-        .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(&include)
-        .include(include.join("torch/csrc/api/include"))
         .file("csrc/shim.cpp")
         .compile("lcsc_shim");
 }

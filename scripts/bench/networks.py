@@ -59,10 +59,11 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """What DDPM++ and ADM share: encoder, decoder, and the names of both."""
 
-    def build(self, resolution, channels, width, mults, blocks, attends, every):
+    def build(self, resolution, channels, width, mults, blocks, attends, first, every):
+        """`first`: channels of the first convolution; `every`: attention in every decoder block of a level, or the last."""
         levels = [(resolution >> i, width * m) for i, m in enumerate(mults)]
         self.enc, self.dec, skips = nn.ModuleDict(), nn.ModuleDict(), []
-        at = width if every is False else levels[0][1]
+        at = first
         for i, (res, outs) in enumerate(levels):
             if i == 0:
                 self.enc[f"{res}x{res}_conv"] = nn.Conv2d(channels, at, 3, padding=1)
@@ -107,7 +108,7 @@ class DDPMpp(UNet):
         super().__init__()
         self.width, self.emb, self.dropout = width, 4 * width, dropout
         self.map_layer0, self.map_layer1 = nn.Linear(width, self.emb), nn.Linear(self.emb, self.emb)
-        last = self.build(resolution, channels, width, mults, blocks, attends, every=False)
+        last = self.build(resolution, channels, width, mults, blocks, attends, first=width, every=False)
         self.dec[f"{resolution}x{resolution}_aux_norm"] = norm(last, self.eps)
         self.dec[f"{resolution}x{resolution}_aux_conv"] = nn.Conv2d(last, channels, 3, padding=1)
         self.last = [f"{resolution}x{resolution}_aux_{part}" for part in ("norm", "conv")]
@@ -135,7 +136,8 @@ class ADM(UNet):
         super().__init__()
         self.width, self.emb, self.dropout = width, 4 * width, dropout
         self.map_layer0, self.map_layer1 = nn.Linear(width, self.emb), nn.Linear(self.emb, self.emb)
-        last = self.build(resolution, channels, width, mults, blocks, attends, every=True)
+        first = width * mults[0]
+        last = self.build(resolution, channels, width, mults, blocks, attends, first, every=True)
         self.out_norm = norm(last, self.eps)
         self.out_conv = nn.Conv2d(last, channels, 3, padding=1)
 

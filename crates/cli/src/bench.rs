@@ -3,6 +3,7 @@
 mod cost;
 mod machine;
 mod outputs;
+mod setup;
 mod timing;
 mod works;
 

@@ -1,7 +1,7 @@
 //! Fréchet distance between Gaussians (Dowson & Landau 1982), as FID uses it (Heusel et al. 2017, arXiv 1706.08500).
 
 use crate::stats::FeatureStats;
-use crate::symmetric::lower_product;
+use crate::symmetric::add_lower_product;
 use lcsc_torch::{Kind, Result, Tensor, bail};
 
 /// Reference statistics with the root of their covariance, which every distance needs.
@@ -46,7 +46,8 @@ impl Reference {
         if candidate.dim() != self.stats.dim() {
             bail!("statistics of {} features cannot be compared with {}", candidate.dim(), self.stats.dim());
         }
-        let product = lower_product(&self.root.f_matmul(&candidate.cov)?, &self.root)?;
+        let product = self.root.f_zeros_like()?; // its eigenvalues are read from the lower triangle
+        add_lower_product(&product, &self.root.f_matmul(&candidate.cov)?, &self.root)?;
         let shift = candidate.mean.f_sub(&self.stats.mean)?;
         let rest = self.rest(&shift, candidate.cov.f_trace()?.double_value(&[]));
         // Eigenvalues of NaN are an error in LAPACK.

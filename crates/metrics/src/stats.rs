@@ -1,7 +1,7 @@
 //! Mean and covariance of features, streamed in float64.
 
 use crate::frechet::is_finite;
-use crate::symmetric::{lower_product, mirrored};
+use crate::symmetric::{add_lower_product, mirrored};
 use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 
 /// Mean and covariance of N feature vectors, float64 on the CPU.
@@ -100,7 +100,7 @@ impl StatsAccumulator {
             let centred = x.f_sub(&mean)?;
             let delta = mean.f_sub(&self.mean)?;
             let total = self.n + b;
-            let _ = self.scatter.f_add_(&lower_product(&centred.f_tr()?, &centred)?)?;
+            add_lower_product(&self.scatter, &centred.f_tr()?, &centred)?;
             let _ = self.scatter.f_add_(&delta.f_outer(&delta)?.f_mul_scalar_((self.n * b) as f64 / total as f64)?)?;
             let _ = self.mean.f_add_(&(delta * (b as f64 / total as f64)))?;
             self.n = total;

@@ -220,7 +220,7 @@ pub fn set_cpu_threads(n: usize) {
 }
 
 /// Has the C library keep memory that was freed, up to 1 GiB apiece, for what is asked for next: fresh pages cost more
-/// than what is computed in them (merging eight models into one tensor of 640 MB takes a third less time so).
+/// than what is computed in them (merging eight models into one tensor of 640 MB takes a quarter less time so).
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets two numbers of the C library's allocator.

@@ -1,12 +1,13 @@
 //! What the works compute, with what they were given: for another implementation to compare.
 
-use super::works::{self, CANDIDATES, CHECKPOINTS, IMAGES, Work};
+use super::setup::{self, CHECKPOINTS, IMAGES, Net};
+use super::works::{CANDIDATES, Work};
 use lcsc_diffusion::{Conditioning, Model, SamplerConfig, Scalings, edm_loss, generate};
 use lcsc_metrics::{FeatureStats, Reference};
 use lcsc_search::{Coefficients, Fitness, Latents};
 use lcsc_torch::{
-    Context, Device, Kind, ParamLayout, Precision, Result, SafeFile, Stream, Tensor, Weights, bail, latents, serialize,
-    write_atomic,
+    Context, Device, Kind, ParamLayout, Precision, Result, SafeFile, StorageDtype, Stream, Tensor, Weights, bail,
+    latents, pack_weights, serialize, write_atomic,
 };
 use std::path::Path;
 
@@ -30,8 +31,11 @@ pub fn write(folder: &Path, works: &[Work], device: Device) -> Result<()> {
 
 fn of(work: Work, device: Device) -> Result<Named> {
     match work {
-        Work::TrainTiny | Work::TrainCifar10 | Work::TrainImagenet64 => training(work, device),
-        Work::SampleOneStep | Work::SampleHeun => sampling(work, device),
+        Work::TrainTiny => training(Net::Tiny, device),
+        Work::TrainCifar10 => training(Net::Cifar10, device),
+        Work::TrainImagenet64 => training(Net::Imagenet64, device),
+        Work::SampleOneStep => sampling(&setup::one_step(), device),
+        Work::SampleHeun => sampling(&setup::heun(), device),
         Work::Merge => merging(1, device),
         Work::MergeMany => merging(CANDIDATES, device),
         Work::Features => features(device),
@@ -48,12 +52,13 @@ fn named(name: &str, tensor: &Tensor) -> (String, Tensor) {
 
 /// The pieces of a flat vector under a prefix.
 fn pieces(prefix: &str, layout: &ParamLayout, theta: &Tensor) -> Result<Named> {
-    let sizes: Vec<i64> = layout.params().iter().map(lcsc_torch::TensorSpec::numel).collect();
-    let split = theta.f_split_with_sizes(sizes, 0)?;
-    let piece = |(spec, t): (&lcsc_torch::TensorSpec, &Tensor)| {
-        Ok((format!("{prefix}{}", spec.name), t.f_view(spec.shape.as_slice())?))
-    };
-    layout.params().iter().zip(&split).map(piece).collect()
+    let weights = Weights { theta: theta.shallow_clone(), buffers: vec![] };
+    let packed = pack_weights(layout, &weights, StorageDtype::F32)?;
+    Ok(under(prefix, packed))
+}
+
+fn under(prefix: &str, tensors: Named) -> Named {
+    tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect()
 }
 
 /// Initial weights with noise on them: some layers begin at zero.
@@ -64,8 +69,8 @@ fn noisy(model: &Model, seed: u64, device: Device) -> Result<Weights> {
 }
 
 /// EDM's loss of two images, and its gradient.
-fn training(work: Work, device: Device) -> Result<Named> {
-    let model = works::network(work, Precision::F32);
+fn training(net: Net, device: Device) -> Result<Named> {
+    let model = net.model(Precision::F32);
     let weights = noisy(&model, 0, device)?;
     let leaf = weights.theta.f_set_requires_grad(true)?;
     let net = model.bind(&weights.with_theta(leaf.shallow_clone()))?;
@@ -77,19 +82,18 @@ fn training(work: Work, device: Device) -> Result<Named> {
     let grad = Tensor::f_run_backward(&[&loss.f_sum(Kind::Float)?], &[&leaf], false, false)?.remove(0);
     let mut all =
         vec![named("y", &y), named("noise", &noise), named("sigma", &sigma), named("loss", &loss.f_detach()?)];
-    all.extend(pieces("theta/", &model.layout, &weights.theta.f_detach()?)?);
+    all.extend(pieces("theta/", &model.layout, &weights.theta)?);
     all.extend(pieces("grad/", &model.layout, &grad)?);
     Ok(all)
 }
 
-fn sampling(work: Work, device: Device) -> Result<Named> {
+fn sampling(sampler: &SamplerConfig, device: Device) -> Result<Named> {
     const N: usize = 16;
-    let model = works::tiny();
+    let model = Net::Tiny.model(Precision::F32);
     let weights = noisy(&model, 0, device)?;
-    let sampler: SamplerConfig = works::sampler(work);
     let stream = Stream::SampleLatents;
     let z = latents(0, stream, 0, N, model.image.chw(), device)?;
-    let images = generate(&model.bind(&weights)?, &sampler, 0, stream, 0, N, device)?.images;
+    let images = generate(&model.bind(&weights)?, sampler, 0, stream, 0, N, device)?.images;
     let mut all = vec![named("latents", &z), named("images", &images)];
     all.extend(pieces("theta/", &model.layout, &weights.theta)?);
     Ok(all)
@@ -103,9 +107,9 @@ fn alpha(candidate: usize) -> Vec<f64> {
 }
 
 fn merging(candidates: usize, device: Device) -> Result<Named> {
-    let (layout, partition) = works::flat(10_000);
+    let (layout, partition) = setup::flat(10_000);
     let rows = latents(0, Stream::Noise, 0, CHECKPOINTS, [1, 1, layout.numel()], Device::Cpu)?.f_flatten(1, -1)?;
-    let (_folder, window) = works::window(device, &layout, |i| Ok(rows.f_get(i)?))?;
+    let (_folder, window) = setup::window(device, &layout, |i| Ok(rows.f_get(i)?))?;
     let alphas: Vec<Vec<Vec<f64>>> = (0..candidates).map(|i| vec![alpha(i)]).collect();
     let thetas = window.merge_many(&partition, &alphas.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     let flat: Vec<f64> = alphas.concat().concat();
@@ -114,17 +118,16 @@ fn merging(candidates: usize, device: Device) -> Result<Named> {
 }
 
 fn features(device: Device) -> Result<Named> {
-    let weights = works::inception_weights()?;
-    let images = works::pixels(16, [3, 32, 32])?;
-    let found = works::inception(&weights, device)?.features(&images)?;
-    let under = |(name, tensor): &(String, Tensor)| (format!("weights/{name}"), tensor.shallow_clone());
-    let mut all: Named = weights.iter().map(under).collect();
+    let weights = setup::inception_weights()?;
+    let images = setup::pixels(16, [3, 32, 32])?;
+    let found = setup::inception(&weights, device)?.features(&images)?;
+    let mut all = under("weights/", weights);
     all.extend([named("images", &images), named("features", &found)]);
     Ok(all)
 }
 
 fn frechet(device: Device) -> Result<Named> {
-    let [real, generated] = works::feature_pair(device)?;
+    let [real, generated] = setup::feature_pair(device)?;
     let distance = Reference::new(FeatureStats::of(&real)?)?.distance(&FeatureStats::of(&generated)?)?;
     Ok(vec![
         named("real", &real),
@@ -134,9 +137,9 @@ fn frechet(device: Device) -> Result<Named> {
 }
 
 fn evaluation(device: Device) -> Result<Named> {
-    let model = works::tiny();
+    let model = Net::Tiny.model(Precision::F32);
     let rows = (0..CHECKPOINTS as u64).map(|i| Ok(noisy(&model, i, Device::Cpu)?.theta)).collect::<Result<Vec<_>>>()?;
-    let search = works::Search::new(device, model, &Tensor::f_stack(&rows, 0)?, IMAGES)?;
+    let search = setup::Search::new(device, model, &Tensor::f_stack(&rows, 0)?, IMAGES)?;
     let coefficients = Coefficients::one(alpha(0))?;
     let scores = search.fitness().score(&lcsc_search::Model::Coefficients(coefficients), Latents::Search)?;
     let z = latents(0, Stream::SearchLatents, 0, IMAGES as usize, search.model.image.chw(), device)?;
@@ -149,17 +152,16 @@ fn evaluation(device: Device) -> Result<Named> {
     for (i, theta) in rows.iter().enumerate() {
         all.extend(pieces(&format!("theta{i}/"), &search.model.layout, theta)?);
     }
-    let classifier = search.classifier()?.tensors()?;
-    all.extend(classifier.iter().map(|(name, tensor)| (format!("classifier/{name}"), tensor.shallow_clone())));
+    all.extend(under("classifier/", search.classifier()?.tensors()?));
     Ok(all)
 }
 
-impl works::Search {
+impl setup::Search {
     /// The file of the classifier that it measures with.
     fn classifier(&self) -> Result<SafeFile> {
         let folder = self.folder();
-        for entry in std::fs::read_dir(&folder).at(&folder)? {
-            let path = entry.at(&folder)?.path();
+        for entry in std::fs::read_dir(folder).at(folder)? {
+            let path = entry.at(folder)?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("classifier-a")) {
                 return SafeFile::open(path);
             }
