@@ -4,7 +4,7 @@
 //! flips, then one affine map an image. The map is carried out as in Karras et al. 2020, "Training generative
 //! adversarial networks with limited data", appendix B: reflected at the edges, upsampled, sampled, downsampled.
 
-use lcsc_torch::{Result, standard_normal, unit_f64};
+use lcsc_torch::{Result, standard_normal, unit_f64, upload};
 use rand_core::Rng;
 use std::f64::consts::PI;
 use tch::{Device, Tensor};
@@ -116,14 +116,14 @@ fn any_angle(rng: &mut impl Rng) -> f64 {
 pub(crate) fn apply(images: &Tensor, params: &[Augmentation]) -> Result<(Tensor, Tensor)> {
     let device = images.device();
     let labels: Vec<f32> = params.iter().flat_map(|p| p.labels().map(|label| label as f32)).collect();
-    let labels = Tensor::f_from_slice(&labels)?.f_view([-1, AUGMENT_DIM])?.f_to(device)?;
+    let labels = upload(&Tensor::f_from_slice(&labels)?.f_view([-1, AUGMENT_DIM])?, device)?;
     let flips: (Vec<bool>, Vec<bool>) = params.iter().map(|p| (p.x_flip, p.y_flip)).unzip();
     let images = mirror(&mirror(images, 3, &flips.0)?, 2, &flips.1)?;
     let (at, moving): (Vec<i64>, Vec<Augmentation>) = (0..).zip(params).filter(|(_, p)| !p.is_exact()).unzip();
     if at.is_empty() {
         return Ok((images, labels));
     }
-    let at = Tensor::f_from_slice(&at)?.f_to(device)?;
+    let at = upload(&Tensor::f_from_slice(&at)?, device)?;
     let moved = resample(&images.f_index_select(0, &at)?, &moving)?;
     Ok((images.f_index_copy(0, &at, &moved)?, labels))
 }
@@ -133,7 +133,7 @@ pub(crate) fn apply(images: &Tensor, params: &[Augmentation]) -> Result<(Tensor,
 /// # Errors
 /// The device has no room.
 pub(crate) fn mirror(images: &Tensor, dim: i64, chosen: &[bool]) -> Result<Tensor> {
-    let chosen = Tensor::f_from_slice(chosen)?.f_view([-1, 1, 1, 1])?.f_to(images.device())?;
+    let chosen = upload(&Tensor::f_from_slice(chosen)?.f_view([-1, 1, 1, 1])?, images.device())?;
     Ok(images.f_flip([dim])?.f_where_self(&chosen, images)?)
 }
 
@@ -164,7 +164,7 @@ fn upsampling(n: i64, device: Device) -> Result<Tensor> {
             }
         }
     }
-    Ok(Tensor::f_from_slice(&map)?.f_view([fine, n])?.f_to(device)?)
+    Ok(upload(&Tensor::f_from_slice(&map)?.f_view([fine, n])?, device)?)
 }
 
 /// Downsamples by two to n pixels, the transpose of upsampling: f32 [n,2n+10]. The first of the 2n+10 samples lies 5
@@ -175,7 +175,7 @@ fn downsampling(n: i64, device: Device) -> Result<Tensor> {
     for (i, row) in map.chunks_exact_mut(fine as usize).enumerate() {
         row[2 * i..2 * i + 12].copy_from_slice(&SYM6.map(|tap| tap as f32));
     }
-    Ok(Tensor::f_from_slice(&map)?.f_view([n, fine])?.f_to(device)?)
+    Ok(upload(&Tensor::f_from_slice(&map)?.f_view([n, fine])?, device)?)
 }
 
 /// Where the samples to be downsampled are taken from the upsampled images, (x, y) from −1 (first) to 1 (last):
@@ -185,10 +185,10 @@ fn grid(params: &[Augmentation], h: i64, w: i64, device: Device) -> Result<Tenso
     let scaled = |[x, y, t]: [f64; 3], n: i64| [4.0 * x, 4.0 * y, 4.0 * t - 1.0].map(|a| a / (6 * n - 5) as f64);
     let rows = params.iter().map(|p| p.affine(h, w)).flat_map(|[x, y]| [scaled(x, w), scaled(y, h)]);
     let rows: Vec<f32> = rows.flatten().map(|a| a as f32).collect();
-    let rows = Tensor::f_from_slice(&rows)?.f_view([-1, 1, 1, 2, 3])?.f_to(device)?;
+    let rows = upload(&Tensor::f_from_slice(&rows)?.f_view([-1, 1, 1, 2, 3])?, device)?;
     let places = |n: i64| (-5..2 * n + 5).map(|k| (k - n + 1) as f32 / 2.0).collect::<Vec<_>>();
-    let x = Tensor::f_from_slice(&places(w))?.f_view([1, 1, -1, 1])?.f_to(device)?;
-    let y = Tensor::f_from_slice(&places(h))?.f_view([1, -1, 1, 1])?.f_to(device)?;
+    let x = upload(&Tensor::f_from_slice(&places(w))?.f_view([1, 1, -1, 1])?, device)?;
+    let y = upload(&Tensor::f_from_slice(&places(h))?.f_view([1, -1, 1, 1])?, device)?;
     let [along_x, along_y, origin] = [0, 1, 2].map(|i| rows.select(-1, i)); // each [B,1,1,2]
     Ok(x.f_mul(&along_x)?.f_add(&y.f_mul(&along_y)?)?.f_add(&origin)?)
 }

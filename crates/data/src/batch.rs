@@ -3,8 +3,7 @@
 use crate::augment::{apply, mirror};
 use crate::dataset::Dataset;
 use crate::sampler::Sampler;
-use lcsc_torch::to_float;
-use lcsc_torch::{Error, Result, bail};
+use lcsc_torch::{Error, Result, bail, to_float, upload};
 use tch::{Device, Tensor};
 
 /// Images as networks take them.
@@ -51,13 +50,13 @@ impl Dataset {
             bail!("the sampler orders {ordered} images, {} has {present}: make one for this dataset", self.name);
         }
         let home = self.images.device();
-        let indices = Tensor::f_from_slice(&sampler.indices(first, n))?.f_to(home)?;
+        let indices = upload(&Tensor::f_from_slice(&sampler.indices(first, n))?, home)?;
         let mut images = self.images.f_index_select(0, &indices)?; // u8 [B,C,H,W]
         if self.xflip {
             images = mirror(&images, 3, &sampler.flips(first, n))?;
         }
-        let labels = self.labels.as_ref().map(|l| l.f_index_select(0, &indices)?.f_to(device)).transpose()?;
-        let images = to_float(&images.f_to(device)?);
+        let labels = self.labels.as_ref().map(|l| upload(&l.f_index_select(0, &indices)?, device)).transpose()?;
+        let images = to_float(&upload(&images, device)?);
         let Some(p) = self.augment else { return Ok(Batch { images, labels, augment_labels: None }) };
         let (images, augment_labels) = apply(&images, &sampler.augmentations(first, n, p))?;
         Ok(Batch { images, labels, augment_labels: Some(augment_labels) })

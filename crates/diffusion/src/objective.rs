@@ -6,7 +6,7 @@ use crate::distance::{Distance, DistanceConfig};
 use crate::ect::{EctConfig, ect_loss};
 use crate::model::{Conditioning, Denoiser};
 use crate::precond::{PreconditioningConfig, Scalings};
-use lcsc_torch::{Device, Error, Invalid, Kind, Result, Stream, Tensor, seed_torch};
+use lcsc_torch::{Device, Error, Invalid, Kind, Result, Stream, Tensor, seed_torch, upload};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -179,7 +179,7 @@ impl Objective {
     /// The loss of each image of a round, f32 [B], with gradient to the online network's parameters.
     ///
     /// # Errors
-    /// The teacher is missing or its output is not finite.
+    /// The teacher is missing, or the device has no room.
     pub fn loss(&self, nets: &Networks, round: &Round) -> Result<Tensor> {
         let y = round.images;
         seed_torch(round.seed, Stream::Noise, round.nimg);
@@ -205,18 +205,18 @@ impl Objective {
             }
             ObjectiveConfig::Cd(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
-                let levels = Levels::drawn(&c.grid.sigmas(c.num_scales), &evenly(&u, c.num_scales - 1));
+                let levels = Levels::drawn(&c.grid.sigmas(c.num_scales), &evenly(&u, c.num_scales - 1))?;
                 let teacher = nets.teacher.ok_or_else(|| Error::msg("distillation needs a teacher"))?;
                 let step = |x: &Tensor, sigma: &Tensor| round.denoise(teacher, Scalings::Plain, x, sigma);
                 let x_t = round.noised(&noise, &levels.t);
-                let x_r = teacher_step(step, c.solver, &x_t, &levels.t, &levels.r)?;
+                let x_r = teacher_step(step, c.solver, &x_t, &levels.t, &levels.r);
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, (&x_t, &x_r));
                 Ok(distance * c.weighting.of(&levels.t))
             }
             ObjectiveConfig::Ct(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
                 let num_scales = c.num_scales(round.step, round.steps);
-                let levels = Levels::drawn(&c.grid.sigmas(num_scales), &evenly(&u, num_scales - 1));
+                let levels = Levels::drawn(&c.grid.sigmas(num_scales), &evenly(&u, num_scales - 1))?;
                 let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
                 Ok(distance * c.weighting.of(&levels.t))
@@ -224,7 +224,7 @@ impl Objective {
             ObjectiveConfig::Ict(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
                 let sigmas = c.grid.sigmas(c.num_scales(round.step, round.steps));
-                let levels = Levels::drawn(&sigmas, &lognormally(c, &u, &sigmas));
+                let levels = Levels::drawn(&sigmas, &lognormally(c, &u, &sigmas)?)?;
                 let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
                 Ok(distance / (levels.t - levels.r))
@@ -269,9 +269,9 @@ struct Levels {
 
 impl Levels {
     /// Entries `indices` and the ones after them of a falling grid.
-    fn drawn(sigmas: &[f64], indices: &Tensor) -> Self {
-        let table = Tensor::from_slice(sigmas).to_kind(Kind::Float).to(indices.device());
-        Self { t: table.index_select(0, indices), r: table.index_select(0, &(indices + 1)) }
+    fn drawn(sigmas: &[f64], indices: &Tensor) -> Result<Self> {
+        let table = upload(&Tensor::from_slice(sigmas).to_kind(Kind::Float), indices.device())?;
+        Ok(Self { t: table.index_select(0, indices), r: table.index_select(0, &(indices + 1)) })
     }
 }
 
@@ -281,7 +281,7 @@ fn evenly(u: &Tensor, n: u64) -> Tensor {
 }
 
 /// The same with iCT's probabilities of the intervals of a falling grid.
-fn lognormally(config: &IctConfig, u: &Tensor, sigmas: &[f64]) -> Tensor {
+fn lognormally(config: &IctConfig, u: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
     let rising: Vec<f64> = sigmas.iter().rev().copied().collect();
     let mut below = 0.0;
     let ends: Vec<f64> = config
@@ -293,8 +293,8 @@ fn lognormally(config: &IctConfig, u: &Tensor, sigmas: &[f64]) -> Tensor {
         })
         .collect();
     let last = ends.len() as i64 - 1;
-    let interval = Tensor::bucketize(u, &Tensor::from_slice(&ends).to(u.device()), false, true).clamp(0, last);
-    last - interval
+    let interval = Tensor::bucketize(u, &upload(&Tensor::from_slice(&ends), u.device())?, false, true).clamp(0, last);
+    Ok(last - interval)
 }
 
 #[cfg(test)]
@@ -308,14 +308,14 @@ mod tests {
         assert_eq!(counts, [2500; 4]);
         let config = IctConfig::default();
         let sigmas = config.grid.sigmas(11);
-        let indices = lognormally(&config, &u, &sigmas);
+        let indices = lognormally(&config, &u, &sigmas).unwrap();
         let rising: Vec<f64> = sigmas.iter().rev().copied().collect();
         let expected = config.probabilities(&rising);
         let counts = Vec::<i64>::try_from(indices.bincount(None::<Tensor>, 10)).unwrap();
         for (i, count) in counts.iter().enumerate() {
             assert!((*count as f64 / 10_000.0 - expected[9 - i]).abs() < 2e-4, "{counts:?} {expected:?}");
         }
-        let Levels { t, r } = Levels::drawn(&sigmas, &Tensor::from_slice(&[0i64, 9]));
+        let Levels { t, r } = Levels::drawn(&sigmas, &Tensor::from_slice(&[0i64, 9])).unwrap();
         let (t, r) = (Vec::<f32>::try_from(t).unwrap(), Vec::<f32>::try_from(r).unwrap());
         assert!((t[0] - 80.0).abs() < 1e-4 && r[0] == sigmas[1] as f32 && (r[1] - 0.002).abs() < 1e-8 && t[1] > r[1]);
     }

@@ -1,7 +1,7 @@
 //! Training of the classifier whose features judge images: seconds on one core.
 
 use crate::featurenet::FeatureNet;
-use lcsc_torch::{Kind, Optimizer, OptimizerConfig, Result, Stream, Tensor, latents, rng, to_float, unit_f64};
+use lcsc_torch::{Kind, Optimizer, OptimizerConfig, Result, Stream, Tensor, Verdict, latents, rng, to_float, unit_f64};
 use std::f64::consts::PI;
 
 /// Steps of the training that a run's extractors get.
@@ -54,12 +54,13 @@ pub(crate) fn train_classifier(
     let batches = Batches { images, labels, noise, seed };
     let mut theta = net.weights.theta.f_detach_copy()?.set_requires_grad(true);
     let mut optimizer = Optimizer::new(OptimizerConfig::default(), &theta)?;
+    let verdict = Verdict::take(net.device())?;
     for step in 0..steps {
         let (x, y) = batches.draw(step, net)?;
         let loss = net.scores(&theta, &x)?.cross_entropy_for_logits(&y);
         let grad = Tensor::f_run_backward(&[loss], &[&theta], false, false)?.remove(0);
         let lr = LR * 0.5 * (1.0 + (PI * step as f64 / steps as f64).cos());
-        tch::no_grad(|| optimizer.step(&mut theta, &grad, lr))?;
+        tch::no_grad(|| optimizer.step(&mut theta, grad, lr, &verdict))?;
         progress(step + 1, steps);
     }
     let theta = theta.f_detach()?;

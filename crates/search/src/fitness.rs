@@ -191,7 +191,7 @@ impl Fitness for SampledFitness<'_> {
         let objective = self.objective();
         let tuning = self.tuning.as_mut().ok_or_else(|| Error::msg("fine-tuning was not begun"))?;
         let (fd, theta_bar) = objective.value_and_gradient(&tuning.weights, latents)?;
-        tuning.step(step, fd.is_finite().then_some(&theta_bar), lr)?;
+        tuning.step(step, fd.is_finite().then_some(theta_bar), lr)?;
         Ok(fd)
     }
 

@@ -2,8 +2,8 @@
 
 use crate::config::SearchConfig;
 use lcsc_torch::{
-    AdamConfig, Context, Error, Optimizer, OptimizerConfig, Result, SafeFile, Tensor, Weights, bail, serialize,
-    write_atomic,
+    AdamConfig, Context, Error, Kind, Optimizer, OptimizerConfig, Result, SafeFile, Tensor, Verdict, Weights, bail,
+    serialize, tch::no_grad, write_atomic,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,7 +48,8 @@ impl Tuning {
         let read = |name: &str| -> Result<Tensor> { Ok(file.tensor(name)?.f_to(device)?) };
         self.weights.theta = read("theta")?;
         (self.optimizer.exp_avg, self.optimizer.exp_avg_sq) = (read("exp_avg")?, read("exp_avg_sq")?);
-        (self.steps, self.optimizer.steps) = (steps, steps as i64);
+        self.steps = steps;
+        let _ = self.optimizer.steps.f_fill_(steps as i64)?;
         Ok(())
     }
 
@@ -56,9 +57,9 @@ impl Tuning {
         self.steps
     }
 
-    /// A step along `gradient` f32 [P]; without one, or where it is not finite, it only counts. The state is saved now and then before it, so that it never knows a step that the
-    /// log does not.
-    pub(crate) fn step(&mut self, step: u64, gradient: Option<&Tensor>, lr: f64) -> Result<()> {
+    /// A step along `gradient` f32 [P]; without one, or where it is not finite, it only counts. The state is saved now
+    /// and then before it, so that it never knows a step that the log does not.
+    pub(crate) fn step(&mut self, step: u64, gradient: Option<Tensor>, lr: f64) -> Result<()> {
         if step != self.steps {
             bail!(
                 "fine-tuning is at step {}, but step {step} is to be taken: remove {}",
@@ -69,10 +70,10 @@ impl Tuning {
         if self.saved.elapsed() >= SAVE_EVERY {
             self.save()?;
         }
-        if let Some(gradient) = gradient
-            && gradient.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0
-        {
-            lcsc_torch::tch::no_grad(|| self.optimizer.step(&mut self.weights.theta, gradient, lr))?;
+        if let Some(gradient) = gradient {
+            let is_bad = gradient.f_isfinite()?.f_all()?.f_logical_not()?;
+            let verdict = Verdict { divisor: None, left_out: is_bad.f_to_kind(Kind::Float)?.f_view([1])? };
+            no_grad(|| self.optimizer.step(&mut self.weights.theta, gradient, lr, &verdict))?;
         }
         self.steps += 1;
         Ok(())

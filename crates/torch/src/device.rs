@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use tch::{Cuda, Device, Kind};
+use tch::{Cuda, Device, Kind, Tensor};
 
 /// What became of the attempt to open libtorch's CUDA half.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,6 +203,16 @@ impl Precision {
     }
 }
 
+/// A tensor of host memory on a device, without waiting for the device: the driver has its own copy of pageable memory when
+/// this returns. A tensor that is there already is not copied.
+///
+/// # Errors
+/// The device has no room.
+pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    let non_blocking = true;
+    Ok(tensor.f_to_device_(device, tensor.kind(), non_blocking, false)?)
+}
+
 /// Threads that one CPU operation uses now.
 pub fn cpu_threads() -> usize {
     tch::get_num_threads().max(1) as usize
@@ -219,13 +229,13 @@ pub fn set_cpu_threads(n: usize) {
     tch::set_num_threads(n.max(1) as i32);
 }
 
-/// Has the C library keep memory that was freed, up to 1 GiB apiece, for what is asked for next: fresh pages cost more
+/// Has the C library keep memory that was freed, up to 2 GiB apiece, for what is asked for next: fresh pages cost more
 /// than what is computed in them (merging eight models into one tensor of 640 MB takes a quarter less time so).
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets two numbers of the C library's allocator.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
 }

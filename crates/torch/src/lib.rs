@@ -16,12 +16,13 @@ mod weights;
 
 pub use device::{
     CudaStatus, DeviceChoice, Precision, cpu_threads, default_threads, keep_freed_memory, open_cuda, set_cpu_threads,
+    upload,
 };
 pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
 pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, standard_normal, unit_f64};
-pub use optim::{AdamConfig, Optimizer, OptimizerConfig};
+pub use optim::{AdamConfig, Optimizer, OptimizerConfig, Verdict};
 pub use pixels::{to_float, to_u8};
 pub use shim::allow_tf32;
 pub use tch;

@@ -1,9 +1,10 @@
-//! Optimizers on the flat vector: a few element-wise kernels a step whatever the number of tensors.
+//! Optimizers on the flat vector: one kernel a step, or a few, whatever the number of tensors.
 
 use crate::error::{Error, Result};
+use crate::shim::fused_adam;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Which optimizer, with its constants; names and defaults are PyTorch's, `lr` is the rate after the ramp.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,7 +49,7 @@ impl OptimizerConfig {
     }
 }
 
-/// An optimizer and its state: moments f32 [P] and the number of steps taken.
+/// An optimizer and its state, on the device.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
@@ -56,8 +57,32 @@ pub struct Optimizer {
     pub exp_avg: Tensor,
     /// Second moment, f32 [P].
     pub exp_avg_sq: Tensor,
-    /// Steps taken.
-    pub steps: i64,
+    /// Steps taken, f32 [1] (exact up to 2²⁴).
+    pub steps: Tensor,
+}
+
+/// What becomes of a gradient: decided on the device, so that the host need not wait.
+#[derive(Debug)]
+pub struct Verdict {
+    /// What the gradient is divided by, f32 [1].
+    pub divisor: Option<Tensor>,
+    /// 1 for a step in which nothing changes, else 0; f32 [1].
+    pub left_out: Tensor,
+}
+
+impl Verdict {
+    /// A gradient that is taken as it is.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn take(device: Device) -> Result<Self> {
+        Ok(Self { divisor: None, left_out: Tensor::f_zeros([1], (Kind::Float, device))? })
+    }
+
+    /// 0 for a step in which nothing changes, else 1; f32 [1].
+    pub fn taken(&self) -> Tensor {
+        1.0 - &self.left_out
+    }
 }
 
 impl Optimizer {
@@ -67,68 +92,84 @@ impl Optimizer {
     /// The device has no room.
     pub fn new(config: OptimizerConfig, theta: &Tensor) -> Result<Self> {
         let zeros = || theta.f_zeros_like();
-        Ok(Self { config, exp_avg: zeros()?, exp_avg_sq: zeros()?, steps: 0 })
+        let steps = Tensor::f_zeros([1], (Kind::Float, theta.device()))?;
+        Ok(Self { config, exp_avg: zeros()?, exp_avg_sq: zeros()?, steps })
     }
 
-    /// One step of `theta` f32 [P] along `grad` f32 [P] at rate `lr`; call it without gradient tracking.
+    /// One step of `theta` f32 [P] along `grad` f32 [P], which it uses up, at rate `lr`; call it without gradient tracking.
     ///
     /// # Errors
-    /// A shape differs, or the device has no room.
-    pub fn step(&mut self, theta: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
-        if grad.size() != theta.size() || grad.kind() != Kind::Float {
-            return Err(Error::Message(format!(
-                "the gradient has shape {:?} and type {:?}, expected {:?} and Float",
-                grad.size(),
-                grad.kind(),
-                theta.size()
-            )));
+    /// A shape or type differs, or the device has no room.
+    pub fn step(&mut self, theta: &mut Tensor, grad: Tensor, lr: f64, verdict: &Verdict) -> Result<()> {
+        let (m, v) = (&self.exp_avg, &self.exp_avg_sq);
+        for (name, tensor) in [("gradient", &grad), ("first moment", m), ("second moment", v)] {
+            if tensor.size() != theta.size() || tensor.kind() != Kind::Float || !tensor.is_contiguous() {
+                return Err(Error::Message(format!(
+                    "the {name} has shape {:?} and type {:?}, expected {:?} and Float",
+                    tensor.size(),
+                    tensor.kind(),
+                    theta.size()
+                )));
+            }
         }
+        let _ = self.steps.f_add_(&verdict.taken())?;
+        match &self.config {
+            OptimizerConfig::Adam(c) => fused_adam(theta, &grad, [m, v, &self.steps], lr, (c.betas, c.eps), verdict),
+            OptimizerConfig::RAdam(_) => self.rectified(theta, grad, lr, verdict),
+        }
+    }
+
+    /// RAdam in element-wise operations: libtorch has no fused one.
+    fn rectified(&mut self, theta: &mut Tensor, mut grad: Tensor, lr: f64, verdict: &Verdict) -> Result<()> {
         let &AdamConfig { betas: [b1, b2], eps, .. } = self.config.constants();
-        self.steps += 1;
-        let t = self.steps as f64;
-        let _ = self.exp_avg.f_lerp_(grad, 1.0 - b1)?;
-        let _ = self.exp_avg_sq.f_lerp_(&grad.f_square()?, 1.0 - b2)?;
-        let bias1 = 1.0 - b1.powf(t);
-        let bias2 = 1.0 - b2.powf(t);
-        let root =
-            || -> Result<Tensor> { Ok(self.exp_avg_sq.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(eps)?) };
-        let update = match &self.config {
-            OptimizerConfig::Adam(_) => self.exp_avg.f_div(&root()?)?.f_mul_scalar_(-lr / bias1)?,
-            OptimizerConfig::RAdam(_) => match rectification(b2, t) {
-                // PyTorch adds eps before the bias correction here, unlike in its Adam.
-                Some(r) => {
-                    let root = self.exp_avg_sq.f_sqrt()?.f_add_scalar_(eps)?;
-                    self.exp_avg.f_div(&root)?.f_mul_scalar_(-lr * r * bias2.sqrt() / bias1)?
-                }
-                None => self.exp_avg.f_mul_scalar(-lr / bias1)?,
-            },
-        };
-        let _ = theta.f_add_(&update)?;
+        let taken = verdict.taken();
+        if let Some(divisor) = &verdict.divisor {
+            let _ = grad.f_div_(divisor)?;
+        }
+        // Zero times what is not finite would not be zero.
+        let _ = grad.f_nan_to_num_(0.0, 0.0, 0.0)?;
+        let _ = self.exp_avg.f_lerp_tensor_(&grad, &(&taken * (1.0 - b1)))?;
+        let _ = self.exp_avg_sq.f_lerp_tensor_(&grad.f_square()?, &(&taken * (1.0 - b2)))?;
+        let t = self.steps.to_kind(Kind::Double);
+        let [bias1, bias2]: [Tensor; 2] = [b1, b2].map(|b| 1.0 - Tensor::pow_scalar(b, &t));
+        let (is_tractable, rectification) = rectification(b2, &t);
+        // PyTorch adds eps before the bias correction here, unlike in its Adam.
+        let root = self.exp_avg_sq.f_sqrt()?.f_add_scalar_(eps)?.f_where_self(&is_tractable, &taken.ones_like())?;
+        let rate = (rectification * bias2.sqrt()).where_self(&is_tractable, &bias2.ones_like()) * -lr / bias1 * taken;
+        let _ = theta.f_addcdiv_(&self.exp_avg.f_mul(&rate.to_kind(Kind::Float))?, &root)?;
         Ok(())
     }
 }
 
-/// RAdam's variance rectification r_t, or none while the variance is intractable (ρ_t ≤ 5).
-fn rectification(b2: f64, t: f64) -> Option<f64> {
+/// Whether RAdam's variance is tractable after t steps (ρ_t > 5), and its rectification r_t there; of t f64 [1].
+fn rectification(b2: f64, t: &Tensor) -> (Tensor, Tensor) {
     let rho_inf = 2.0 / (1.0 - b2) - 1.0;
-    let rho = rho_inf - 2.0 * t * b2.powf(t) / (1.0 - b2.powf(t));
-    (rho > 5.0).then(|| ((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)).sqrt())
+    let decayed = Tensor::pow_scalar(b2, t);
+    let rho: Tensor = rho_inf - t * 2.0 * &decayed / (1.0 - &decayed);
+    let squared = (&rho - 4.0) * (&rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * &rho);
+    (rho.gt(5.0), squared.sqrt())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
-    /// `theta` after `n` steps on f(x) = ½‖x − (1, −2)‖² from (0, 0) at rate 0.1.
+    /// `theta` after `n` steps on f(x) = ½‖x − (1, −2)‖² from (0, 0) at rate 0.1, their gradients multiplied by 8 and divided
+    /// again; after each comes one without a number, which is left out.
     fn run(config: OptimizerConfig, n: usize) -> Vec<f64> {
         let mut theta = Tensor::zeros([2], (Kind::Float, Device::Cpu));
         let target = Tensor::from_slice(&[1f32, -2.0]);
         let mut optimizer = Optimizer::new(config, &theta).unwrap();
+        let verdict = |left_out: f32| Verdict {
+            divisor: Some(Tensor::from_slice(&[8f32])),
+            left_out: Tensor::from_slice(&[left_out]),
+        };
         for _ in 0..n {
-            let grad = &theta - &target;
-            optimizer.step(&mut theta, &grad, 0.1).unwrap();
+            let grad = (&theta - &target) * 8.0;
+            optimizer.step(&mut theta, grad.copy(), 0.1, &verdict(0.0)).unwrap();
+            optimizer.step(&mut theta, grad * f64::NAN, 0.1, &verdict(1.0)).unwrap();
         }
+        assert_eq!(optimizer.steps.double_value(&[0]), n as f64);
         Vec::<f64>::try_from(theta.to_kind(Kind::Double)).unwrap()
     }
 

@@ -1,10 +1,28 @@
 //! What libtorch has and tch does not, through `csrc/shim.cpp`.
 
 use crate::error::{Error, Result, first_line};
-use std::ffi::{CStr, c_char};
+use crate::optim::Verdict;
+use std::ffi::{CStr, c_char, c_void};
+use tch::Tensor;
+
+/// A pointer to an `at::Tensor`, which is itself a handle: values change through a `const` one.
+type Handle = *const c_void;
 
 unsafe extern "C" {
     fn lcsc_allow_tf32(allow: bool) -> *mut c_char;
+    fn lcsc_fused_adam(
+        theta: Handle,
+        grad: Handle,
+        exp_avg: Handle,
+        exp_avg_sq: Handle,
+        steps: Handle,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        divisor: Handle,
+        left_out: Handle,
+    ) -> *mut c_char;
 }
 
 /// Whether CUDA may round the inputs of f32 convolutions and matrix products to TF32, in this process.
@@ -14,6 +32,35 @@ unsafe extern "C" {
 pub fn allow_tf32(allow: bool) -> Result<()> {
     // SAFETY: takes a plain value, and gives what `checked` expects.
     checked("setting the precision of f32", unsafe { lcsc_allow_tf32(allow) })
+}
+
+/// `at::_fused_adam_`: Adam's step number `steps` f32 [1] in one pass over vectors f32, contiguous and of one shape.
+pub(crate) fn fused_adam(
+    theta: &Tensor,
+    grad: &Tensor,
+    [exp_avg, exp_avg_sq, steps]: [&Tensor; 3],
+    lr: f64,
+    (betas, eps): ([f64; 2], f64),
+    verdict: &Verdict,
+) -> Result<()> {
+    let handle = |tensor: &Tensor| tensor.as_ptr().cast();
+    let divisor = verdict.divisor.as_ref().map_or(std::ptr::null(), handle);
+    // SAFETY: torch-sys's pointers are to `at::Tensor`, alive as long as the borrows; the rest are plain values.
+    checked("the optimizer's step", unsafe {
+        lcsc_fused_adam(
+            handle(theta),
+            handle(grad),
+            handle(exp_avg),
+            handle(exp_avg_sq),
+            handle(steps),
+            lr,
+            betas[0],
+            betas[1],
+            eps,
+            divisor,
+            handle(&verdict.left_out),
+        )
+    })
 }
 
 /// The error that a function of the shim gave.

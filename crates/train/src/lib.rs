@@ -2,6 +2,7 @@
 
 mod config;
 mod ema;
+mod judge;
 mod loss_scale;
 mod state;
 mod trainer;

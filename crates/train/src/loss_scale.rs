@@ -1,40 +1,57 @@
 //! Dynamic loss scaling: keeps gradients in the range of f16 (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2).
 
+use lcsc_torch::{Device, Kind, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Good steps after which the scale is doubled.
-const GROWTH_INTERVAL: u64 = 2000;
+const GROWTH_INTERVAL: i64 = 2000;
 
 /// What the loss is multiplied with before the backward pass, and its gradient divided by afterwards. It doubles and halves
 /// as PyTorch's `GradScaler` does, but begins near the constant scale of EDM, 100: from `GradScaler`'s 65,536 on, the first
 /// steps of a run, where it learns fastest, would be left out.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug)]
 pub(crate) struct LossScale {
-    pub scale: f64,
-    /// Steps since the scale last changed.
-    pub good_steps: u64,
+    /// f32 [1]
+    pub scale: Tensor,
+    /// Steps since the scale last changed, i32 [1].
+    good_steps: Tensor,
 }
 
-impl Default for LossScale {
+/// The same as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SavedLossScale {
+    pub scale: f64,
+    pub good_steps: i64,
+}
+
+impl Default for SavedLossScale {
     fn default() -> Self {
         Self { scale: 128.0, good_steps: 0 }
     }
 }
 
 impl LossScale {
-    /// Takes note of a gradient that is finite or not. Halves the scale where it is not, and says so: the step is to be left
-    /// out. At a scale of one the fault is not the scale's.
-    pub fn overflowed(&mut self, is_finite: bool) -> bool {
-        if !is_finite {
-            let halved = self.scale > 1.0;
-            *self = Self { scale: (0.5 * self.scale).max(1.0), good_steps: 0 };
-            return halved;
-        }
-        self.good_steps += 1;
-        if self.good_steps == GROWTH_INTERVAL {
-            *self = Self { scale: 2.0 * self.scale, good_steps: 0 };
-        }
-        false
+    /// Puts the numbers on a device.
+    pub fn new(saved: SavedLossScale, device: Device) -> Result<Self> {
+        Ok(Self {
+            scale: Tensor::f_full([1], saved.scale, (Kind::Float, device))?,
+            good_steps: Tensor::f_full([1], saved.good_steps, (Kind::Int, device))?,
+        })
+    }
+
+    /// Reads the numbers: waits for the device.
+    pub fn read(&self) -> Result<SavedLossScale> {
+        Ok(SavedLossScale { scale: self.scale.f_double_value(&[0])?, good_steps: self.good_steps.f_int64_value(&[0])? })
+    }
+
+    /// Takes note of a gradient that `overflowed`, bool [1], or did not: halves the scale if it did. Gives f32 [1], 1 if so:
+    /// the step is to be left out. At a scale of one the fault is not the scale's.
+    pub fn update(&mut self, overflowed: &Tensor) -> Result<Tensor> {
+        let overflowed = overflowed.f_to_kind(Kind::Float)?;
+        let halved = overflowed.f_mul(&self.scale.f_gt(1.0)?)?;
+        let _ = self.scale.f_internal_amp_update_scale_(&self.good_steps, &overflowed, 2.0, 0.5, GROWTH_INTERVAL)?;
+        let _ = self.scale.f_clamp_min_(1.0)?;
+        Ok(halved)
     }
 }
 
@@ -44,13 +61,16 @@ mod tests {
 
     #[test]
     fn the_scale_halves_at_once_and_doubles_after_many_good_steps() {
-        let mut scale = LossScale::default();
-        assert!(scale.overflowed(false));
-        assert_eq!(scale, LossScale { scale: 64.0, good_steps: 0 });
-        assert!((0..GROWTH_INTERVAL).all(|_| !scale.overflowed(true)));
-        assert_eq!(scale, LossScale { scale: 128.0, good_steps: 0 });
-        let mut least = LossScale { scale: 1.0, good_steps: 7 };
-        assert!(!least.overflowed(false));
-        assert_eq!(least, LossScale { scale: 1.0, good_steps: 0 });
+        let update = |scale: &mut LossScale, overflowed: bool| {
+            scale.update(&Tensor::from_slice(&[overflowed])).unwrap().double_value(&[0])
+        };
+        let mut scale = LossScale::new(SavedLossScale::default(), Device::Cpu).unwrap();
+        assert_eq!(update(&mut scale, true), 1.0);
+        assert_eq!(scale.read().unwrap(), SavedLossScale { scale: 64.0, good_steps: 0 });
+        assert!((0..GROWTH_INTERVAL).all(|_| update(&mut scale, false) == 0.0));
+        assert_eq!(scale.read().unwrap(), SavedLossScale { scale: 128.0, good_steps: 0 });
+        let mut least = LossScale::new(SavedLossScale { scale: 1.0, good_steps: 7 }, Device::Cpu).unwrap();
+        assert_eq!(update(&mut least, true), 0.0);
+        assert_eq!(least.read().unwrap(), SavedLossScale { scale: 1.0, good_steps: 0 });
     }
 }

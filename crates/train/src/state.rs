@@ -1,6 +1,6 @@
 //! What a stage remembers beside its tensors, and what it logs.
 
-use crate::loss_scale::LossScale;
+use crate::loss_scale::SavedLossScale;
 use serde::{Deserialize, Serialize};
 
 /// A line of `train.jsonl`: means over the images since the line before.
@@ -59,7 +59,7 @@ pub(crate) struct Progress {
     pub non_finite_in_a_row: u64,
     /// Of training in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<LossScale>,
+    pub loss_scale: Option<SavedLossScale>,
     /// Stages before this one.
     pub finished: Vec<StageRecord>,
 }

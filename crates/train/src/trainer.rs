@@ -1,15 +1,16 @@
 //! The training loop of one stage.
 
 use crate::config::{NonFinite, StageConfig};
-use crate::ema::EmaTrack;
-use crate::loss_scale::LossScale;
+use crate::ema::{EmaTrack, follow};
+use crate::judge::{Judge, Outcome};
+use crate::loss_scale::SavedLossScale;
 use crate::state::{Progress, StageRecord, Sums, Tick};
 use indicatif::ProgressBar;
 use lcsc_data::{Dataset, Sampler};
 use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Round, one_hot};
 use lcsc_torch::{
-    Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Tensor, Weights, cpu_threads, default_threads,
-    set_cpu_threads, write_atomic,
+    Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Tensor, Weights, bail, cpu_threads,
+    default_threads, set_cpu_threads, write_atomic,
 };
 use lcsc_trajectory::{Checkpoint, JsonLines, Manifest, RunFolder, TrainingState, Writer};
 use std::time::Instant;
@@ -60,11 +61,14 @@ pub struct Trainer<'a> {
     /// θ⁻ f32 [P], the moving average that gives a consistency loss its target, where the objective has one.
     target: Option<Tensor>,
     optimizer: Optimizer,
+    judge: Judge,
     ema: Vec<EmaTrack>,
     sampler: Sampler,
     writer: Writer,
     log: JsonLines<Tick>,
     progress: Progress,
+    /// Images of the stage up to which `progress` knows what the steps came to.
+    settled: u64,
     tick_began: Instant,
     state_saved: Instant,
 }
@@ -85,7 +89,7 @@ impl<'a> Trainer<'a> {
             sums: Sums::default(),
             non_finite_steps: 0,
             non_finite_in_a_row: 0,
-            loss_scale: (context.model.precision == Precision::F16).then(LossScale::default),
+            loss_scale: (context.model.precision == Precision::F16).then(SavedLossScale::default),
             finished: context.finished.clone(),
         };
         let mut trainer = Self::build(context, weights, progress)?;
@@ -111,7 +115,7 @@ impl<'a> Trainer<'a> {
         let mut trainer = Self::build(context, weights, progress)?;
         trainer.optimizer.exp_avg = tensor("exp_avg")?;
         trainer.optimizer.exp_avg_sq = tensor("exp_avg_sq")?;
-        trainer.optimizer.steps = trainer.progress.steps;
+        let _ = trainer.optimizer.steps.f_fill_(trainer.progress.steps)?;
         if trainer.target.is_some() {
             trainer.target = Some(tensor("target")?);
         }
@@ -140,15 +144,22 @@ impl<'a> Trainer<'a> {
         let (log, lines) = JsonLines::<Tick>::open(&path)?;
         let log = if lines.iter().any(|l| l.total_nimg > reached) { cut_log(&path, &lines, reached)? } else { log };
         let stage = context.stage;
+        if let Some((_, teacher)) = &context.teacher
+            && teacher.theta.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0
+        {
+            bail!("stage `{}`: the weights of the teacher are not all finite: choose another teacher", stage.name);
+        }
         let has_target = stage.objective.target_ema(0, stage.steps()).is_some();
         Ok(Self {
             objective: Objective::new(&stage.objective, context.device)?,
             target: has_target.then(|| weights.theta.f_detach_copy()).transpose()?,
             optimizer: Optimizer::new(stage.optimizer.clone(), &weights.theta)?,
+            judge: Judge::new(stage.non_finite, stage.grad_clip, progress.loss_scale, context.device)?,
             ema: stage.ema.iter().map(|c| EmaTrack::new(c, &weights.theta)).collect::<Result<_>>()?,
             sampler: Sampler::new(context.data.images.size()[0] as usize, context.seed),
             writer: Writer::start(context.run)?,
             log,
+            settled: progress.nimg,
             progress,
             weights,
             tick_began: Instant::now(),
@@ -174,43 +185,20 @@ impl<'a> Trainer<'a> {
             let step_began = Instant::now();
             let before = self.progress.nimg;
             let after = before + stage.batch;
-
-            let (loss, mut grad) = self.gradient().or_else(|e| self.save().and(Err(e)))?;
-            let mut norm = grad.f_norm()?.f_double_value(&[])?;
-            let is_good = loss.is_finite() && norm.is_finite();
-            // Too large a scale of the loss is mended by the next step; it is no fault of the run.
-            let scale = self.progress.loss_scale.as_mut().filter(|_| loss.is_finite());
-            let overflowed = scale.is_some_and(|scale| scale.overflowed(norm.is_finite()));
-            if !is_good && !overflowed {
-                self.note_non_finite(loss, norm)?;
-                if stage.non_finite == NonFinite::Zero {
-                    grad = grad.f_nan_to_num(0.0, 1e5, -1e5)?;
-                    norm = grad.f_norm()?.f_double_value(&[])?;
-                }
-            }
-            if let Some(most) = stage.grad_clip.filter(|&most| norm > most) {
-                let _ = grad.f_mul_scalar_(most / norm)?;
-            }
             let lr = self.learning_rate(after);
-            if is_good || (stage.non_finite == NonFinite::Zero && !overflowed) {
-                self.optimizer.step(&mut self.weights.theta, &grad, lr)?;
-                for track in &mut self.ema {
-                    track.update(&self.weights.theta, before, stage.batch)?;
-                }
-                self.update_target(before / stage.batch)?;
-            }
-            if is_good {
-                self.progress.non_finite_in_a_row = 0;
-                self.progress.sums.loss += loss;
-                self.progress.sums.grad_norm += norm;
-                self.progress.sums.steps += 1;
-            }
-
+            self.step(before, lr).or_else(|e| self.save().and(Err(e)))?;
             self.progress.nimg = after;
+            let ticks = before / stage.tick() != after / stage.tick() || after == end;
+            let is_due = stage.trajectory().is_due(before, after, end);
+            if ticks || is_due {
+                self.settle()?;
+            }
             self.progress.seconds += step_began.elapsed().as_secs_f64();
             bar.set_position(after);
-            self.save_checkpoints(before)?;
-            if before / stage.tick() != after / stage.tick() || after == end {
+            if is_due {
+                self.save_checkpoints()?;
+            }
+            if ticks {
                 self.tick(lr, bar)?;
             }
             if self.state_saved.elapsed().as_secs_f64() >= 60.0 * stage.state_minutes {
@@ -223,16 +211,55 @@ impl<'a> Trainer<'a> {
         Ok(Ended::Reached)
     }
 
-    /// Mean loss of the next batch, and its gradient f32 [P], summed over rounds of `microbatch` images.
-    fn gradient(&mut self) -> Result<(f64, Tensor)> {
+    /// One step, after `before` images: gradient, optimizer, averages. On a GPU it is queued and not waited for.
+    fn step(&mut self, before: u64, lr: f64) -> Result<()> {
+        let (loss, mut grad) = self.gradient()?;
+        let verdict = self.judge.judge(&loss, &mut grad)?;
+        self.optimizer.step(&mut self.weights.theta, grad, lr, &verdict)?;
+        let (stage, taken) = (self.context.stage, verdict.taken());
+        for track in &mut self.ema {
+            track.update(&self.weights.theta, before, stage.batch, &taken)?;
+        }
+        let mu = stage.objective.target_ema(before / stage.batch, stage.steps());
+        if let (Some(target), Some(mu)) = (&mut self.target, mu) {
+            follow(target, &self.weights.theta, mu, &taken)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of what the steps since the last time came to, once the device has made them.
+    fn settle(&mut self) -> Result<()> {
+        let (batch, policy) = (self.context.stage.batch, self.context.stage.non_finite);
+        for outcome in self.judge.read()? {
+            if outcome.is_good() {
+                self.progress.non_finite_in_a_row = 0;
+                self.progress.sums.loss += outcome.loss;
+                self.progress.sums.grad_norm += outcome.norm;
+                self.progress.sums.steps += 1;
+            } else if !outcome.overflowed {
+                self.note_non_finite(self.settled, outcome)?;
+            }
+            let taken = outcome.is_good() || policy == NonFinite::Zero && !outcome.overflowed;
+            self.progress.steps += i64::from(taken);
+            self.settled += batch;
+        }
+        self.progress.loss_scale = self.judge.saved_loss_scale()?;
+        Ok(())
+    }
+
+    /// Mean loss of the next batch, f32 [], and the gradient f32 [P] of the scaled loss, summed over rounds of `microbatch`
+    /// images.
+    fn gradient(&mut self) -> Result<(Tensor, Tensor)> {
         let c = &self.context;
         let round = c.stage.round();
         let first = c.nimg_before + self.progress.nimg;
-        let leaf = self.weights.theta.f_detach()?.f_set_requires_grad(true)?;
-        let live = self.weights.with_theta(leaf);
+        // Cast once a step: the leaf has the type that the network computes in.
+        let leaf = self.weights.theta.f_detach()?.f_to_kind(c.model.precision.kind())?.f_set_requires_grad(true)?;
+        let online = c.model.bind(&self.weights.with_theta(leaf.shallow_clone()))?;
         let bind_target = |theta: &Tensor| c.model.bind(&self.weights.with_theta(theta.shallow_clone()));
         let target = self.target.as_ref().map(bind_target).transpose()?;
         let teacher = c.teacher.as_ref().map(|(model, weights)| model.bind(weights)).transpose()?;
+        let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
         let mut total: Option<(Tensor, Tensor)> = None;
         for start in (first..first + c.stage.batch).step_by(round as usize) {
             let batch = c.data.batch(&mut self.sampler, start, round as usize, c.device)?;
@@ -247,48 +274,17 @@ impl<'a> Trainer<'a> {
                 step: self.progress.nimg / c.stage.batch,
                 steps: c.stage.steps(),
             };
-            let online = c.model.bind(&live)?;
-            let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
-            let loss = self.objective.loss(&nets, &round).map_err(|e| self.in_step(e))?;
+            let loss = self.objective.loss(&nets, &round)?;
             let loss = loss.f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
-            let grad = self.backward(&loss, &live.theta)?;
+            let scaled = self.judge.loss_scale().map(|scale| loss.f_mul(&scale.f_squeeze()?)).transpose()?;
+            let grad = Tensor::f_run_backward(&[scaled.as_ref().unwrap_or(&loss)], &[&leaf], false, false)?.remove(0);
             let loss = loss.f_detach()?;
             total = Some(match total {
-                None => (loss, grad),
-                Some((l, g)) => (l.f_add(&loss)?, g.f_add(&grad)?),
+                None => (loss, grad.f_to_kind(Kind::Float)?),
+                Some((mut l, mut g)) => (l.f_add_(&loss)?, g.f_add_(&grad)?),
             });
         }
-        let (loss, grad) = total.ok_or_else(|| Error::msg("a step needs at least one image"))?;
-        Ok((loss.f_double_value(&[])?, grad))
-    }
-
-    /// ∂loss/∂θ f32 [P]; in f16 by way of the scaled loss.
-    fn backward(&self, loss: &Tensor, theta: &Tensor) -> Result<Tensor> {
-        let gradient = |of: &Tensor| Ok::<_, Error>(Tensor::f_run_backward(&[of], &[theta], false, false)?.remove(0));
-        match self.progress.loss_scale {
-            None => gradient(loss),
-            Some(LossScale { scale, .. }) => Ok(gradient(&loss.f_mul_scalar(scale)?)?.f_div_scalar_(scale)?),
-        }
-    }
-
-    /// Moves the target network towards the weights of step k.
-    fn update_target(&mut self, k: u64) -> Result<()> {
-        let stage = self.context.stage;
-        if let (Some(target), Some(mu)) = (&mut self.target, stage.objective.target_ema(k, stage.steps())) {
-            let _ = target.f_lerp_(&self.weights.theta, 1.0 - mu)?;
-        }
-        Ok(())
-    }
-
-    /// An error with the place in training where it came up.
-    fn in_step(&self, error: Error) -> Error {
-        let (stage, batch) = (&self.context.stage.name, self.context.stage.batch);
-        match error {
-            Error::NonFinite(text) => {
-                Error::NonFinite(format!("stage `{stage}`, step {}: {text}", self.progress.nimg / batch))
-            }
-            other => other,
-        }
+        total.ok_or_else(|| Error::msg("a step needs at least one image"))
     }
 
     /// The rate of the step that ends at `nimg` images.
@@ -298,40 +294,37 @@ impl<'a> Trainer<'a> {
         stage.optimizer.constants().lr * ramp.min(1.0)
     }
 
-    /// Counts a bad step, or ends the run as the policy says.
-    fn note_non_finite(&mut self, loss: f64, norm: f64) -> Result<()> {
+    /// Counts a bad step, which began after `nimg` images, or ends the run as the policy says.
+    fn note_non_finite(&mut self, nimg: u64, Outcome { loss, norm, .. }: Outcome) -> Result<()> {
         let stage = self.context.stage;
+        let place = format!("stage `{}`, after {nimg} images: loss {loss}, gradient norm {norm}", stage.name);
+        let remedy = "the state of the last good step is saved; lower the learning rate, set grad_clip, or choose \
+                      non_finite = \"skip\" or \"zero\" (with another --out, or from a weights file)";
+        if stage.non_finite == NonFinite::Stop {
+            // The device has left out all steps since.
+            self.progress.nimg = nimg;
+            self.save()?;
+            return Err(Error::NonFinite(format!("{place} is not finite. {remedy}")));
+        }
         let p = &mut self.progress;
         p.non_finite_steps += 1;
         p.non_finite_in_a_row += 1;
-        let place = format!("stage `{}`, after {} images: loss {loss}, gradient norm {norm}", stage.name, p.nimg);
-        let remedy = "the state of the last good step is saved; lower the learning rate, set grad_clip, or choose \
-                      non_finite = \"skip\" or \"zero\" (with another --out, or from a weights file)";
         match stage.non_finite {
-            NonFinite::Stop => {
-                p.non_finite_steps -= 1;
-                p.non_finite_in_a_row -= 1;
-                self.save()?;
-                Err(Error::NonFinite(format!("{place} is not finite. {remedy}")))
-            }
             NonFinite::Skip if p.non_finite_in_a_row > MOST_SKIPPED => Err(Error::NonFinite(format!(
                 "{place}: more than {MOST_SKIPPED} steps in a row were not finite. {remedy}"
             ))),
-            NonFinite::Skip | NonFinite::Zero => {
+            NonFinite::Stop | NonFinite::Skip | NonFinite::Zero => {
                 tracing::warn!("{place} is not finite (policy {:?})", stage.non_finite);
                 Ok(())
             }
         }
     }
 
-    /// Queues the checkpoints that the step from `before` leaves. Those of the stage's end are exact and of all tracks.
-    fn save_checkpoints(&mut self, before: u64) -> Result<()> {
+    /// Queues the checkpoints of this moment. Those of the stage's end are exact and of all tracks.
+    fn save_checkpoints(&mut self) -> Result<()> {
         let StageContext { stage, model, card, nimg_before, .. } = &self.context;
         let (now, end) = (self.progress.nimg, stage.images());
         let trajectory = stage.trajectory();
-        if !trajectory.is_due(before, now, end) {
-            return Ok(());
-        }
         let tracks = std::iter::once(("raw".to_string(), &self.weights.theta));
         for (track, theta) in tracks.chain(self.ema.iter().map(|t| (t.name(), &t.theta))) {
             if now < end && !trajectory.keeps(&track) {
@@ -388,7 +381,7 @@ impl<'a> Trainer<'a> {
 
     /// Queues the whole training state; checkpoints queued before are durable before it.
     fn save_state(&mut self) -> Result<()> {
-        self.progress.steps = self.optimizer.steps;
+        self.settle()?;
         let named = |name: &str, tensor: &Tensor| (name.to_string(), tensor.shallow_clone());
         let mut tensors = vec![
             named("theta", &self.weights.theta),

@@ -197,12 +197,17 @@ fn a_scale_that_overflows_f16_is_halved_and_the_step_left_out() {
     let (stage, weights) = (stage(), bench.model.layout.init(0, Device::Cpu).unwrap());
     let before = weights.theta.copy();
     let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
-    trainer.progress.loss_scale = Some(LossScale { scale: 2f64.powi(40), good_steps: 3 });
+    let judge_from = |scale, good_steps| {
+        let saved = SavedLossScale { scale, good_steps };
+        Judge::new(NonFinite::Stop, None, Some(saved), Device::Cpu).unwrap()
+    };
+    trainer.judge = judge_from(2f64.powi(40), 3);
     trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap();
-    assert_eq!(trainer.progress.loss_scale, Some(LossScale { scale: 2f64.powi(39), good_steps: 0 }));
-    assert!(trainer.weights.theta.equal(&before));
-    assert_eq!((trainer.progress.non_finite_steps, trainer.optimizer.steps), (0, 0));
-    trainer.progress.loss_scale = Some(LossScale::default());
+    let halved = SavedLossScale { scale: 2f64.powi(39), good_steps: 0 };
+    assert_eq!(trainer.progress.loss_scale, Some(halved));
+    assert!(trainer.weights.theta.equal(&before) && trainer.ema[0].theta.equal(&before));
+    assert_eq!((trainer.progress.non_finite_steps, trainer.progress.steps), (0, 0));
+    trainer.judge = judge_from(128.0, 0);
     trainer.train_until(2 * BATCH, &|| false, &ProgressBar::hidden()).unwrap();
     assert!(!trainer.weights.theta.equal(&before));
 }
@@ -224,16 +229,15 @@ fn the_target_network_follows_the_weights() {
 }
 
 #[test]
-fn a_teacher_that_is_not_finite_ends_the_run_with_its_place() {
+fn a_teacher_that_is_not_finite_is_refused() {
     let _turn = turn();
     let (bench, objective) = (Bench::new(), ObjectiveConfig::Cd(CdConfig::default()));
     let stage = StageConfig { objective, ..stage() };
     let weights = || bench.model.layout.init(0, Device::Cpu).unwrap();
     let broken = weights().with_theta(weights().theta * f64::NAN);
     let context = StageContext { teacher: Some((&bench.model, broken)), ..bench.context(&stage) };
-    let mut trainer = Trainer::new(context, weights()).unwrap();
-    let text = trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap_err().to_string();
-    assert!(text.contains("stage `edm`, step 0") && text.contains("not finite for σ = "), "{text}");
+    let text = Trainer::new(context, weights()).err().unwrap().to_string();
+    assert!(text.contains("stage `edm`") && text.contains("teacher are not all finite"), "{text}");
 }
 
 #[test]
@@ -263,7 +267,8 @@ fn rounds_change_nothing_but_the_order_of_summation() {
         let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
         Trainer::new(context, weights).unwrap().gradient().unwrap()
     });
-    assert!((loss - (halves[0].0 + halves[1].0) / 2.0).abs() < 1e-4 * loss);
+    let [loss, first, second] = [&loss, &halves[0].0, &halves[1].0].map(|l| l.double_value(&[]));
+    assert!((loss - (first + second) / 2.0).abs() < 1e-4 * loss);
     let expected = (&halves[0].1 + &halves[1].1) / 2.0;
     assert!((&grad - &expected).norm().double_value(&[]) < 1e-5 * expected.norm().double_value(&[]));
 }
@@ -320,7 +325,16 @@ fn non_finite_steps_follow_the_policy() {
     assert!(error.to_string().contains("after 8 images") && error.to_string().contains("non_finite"), "{error}");
     let state = TrainingState::load(&bench.run).unwrap().unwrap();
     assert_eq!(Trainer::position(&state, "settings").unwrap()[0].nimg, BATCH);
-    assert!(state.tensors["theta"].equal(&bench.theta(BATCH, "raw")));
+    let good = bench.theta(BATCH, "raw");
+    assert!(state.tensors["theta"].equal(&good));
+
+    // The same where the host learns of it only after the last step.
+    let bench = Bench::new();
+    let rarely = StageConfig { tick_nimg: Some(STEPS * BATCH), trajectory: None, ..broken(NonFinite::Stop) };
+    assert_eq!(bench.train(&rarely).unwrap_err().to_string(), error.to_string());
+    let late = TrainingState::load(&bench.run).unwrap().unwrap();
+    assert_eq!((late.meta["nimg"].as_u64(), late.meta["steps"].as_u64()), (Some(BATCH), Some(1)));
+    assert!(state.tensors.iter().all(|(name, tensor)| tensor.equal(&late.tensors[name])));
 
     let bench = Bench::new();
     bench.train(&broken(NonFinite::Skip)).unwrap();
