@@ -189,8 +189,8 @@ class Timer:
     def __call__(self, work, mode, run):
         run()
         self.wait()
-        times = []
-        for _ in range(self.repeats):
+        times, first = [], time.perf_counter()
+        while len(times) < self.repeats or time.perf_counter() - first < 1:
             began = time.perf_counter()
             run()
             self.wait()

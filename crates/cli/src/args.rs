@@ -291,7 +291,7 @@ pub struct BenchArgs {
     /// What to time (default: all).
     #[arg(value_enum)]
     pub works: Vec<Work>,
-    /// Timed repeats, after one that is not timed; the median counts.
+    /// Timed repeats at least (quick work is repeated for a second), after one that is not timed; the median counts.
     #[arg(long, default_value_t = 5, value_parser = parse_repeats)]
     pub repeats: usize,
     /// Also write all times as JSON.

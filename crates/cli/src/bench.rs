@@ -51,7 +51,7 @@ pub fn command(args: &BenchArgs) -> miette::Result<Ended> {
         let seconds = median(&timed.seconds);
         let fraction = ceilings.fraction(timed.cost, seconds);
         let share = fraction.map_or_else(String::new, |f| format!("{:.0} %", 100.0 * f));
-        let rate = format!("{:.0} {}", timed.items as f64 / seconds, timed.unit);
+        let rate = timed.items.map_or_else(String::new, |(n, unit)| format!("{:.0} {unit}", n as f64 / seconds));
         ui::say!("{:<16} {:>10.2} ms {rate:>12} {share:>9}  {}", work.name(), 1e3 * seconds, timed.what);
         rows.push(Row { work, what: timed.what, seconds, repeats: timed.seconds, cost: timed.cost, fraction });
     }

@@ -18,7 +18,9 @@ pub fn open(config: &ExtractorConfig, chw: [i64; 3], device: Device) -> Result<O
         bail!("metric.extractor: {problem}");
     }
     match (locate(config)?, &config.torchscript) {
-        (Some(path), None) => Ok(Some(Extractor::Inception(Box::new(inception(&path, device)?)))),
+        (Some(path), None) => {
+            Ok(Some(Extractor::Inception(Box::new(inception(&path, device)?.in_precision(config.precision)?))))
+        }
         (Some(path), Some(_)) => catch("opening the extractor", || {
             Ok(Some(Extractor::TorchScript(TorchScript::open(&path, config.output.as_deref(), chw, device)?)))
         }),

@@ -7,9 +7,9 @@ use lcsc_torch::{Device, Kind, Result, Tensor, bail, to_float};
 
 /// Images that go through a small network at once.
 const CHUNK: i64 = 250;
-/// Images that go at once through a network that enlarges them: always as many, since the last digits of what libtorch
-/// computes depend on it, and a distance is to be the same whatever the batches that images came in.
-const LARGE_CHUNK: i64 = 16;
+/// Images that go at once through a network that enlarges them, on the CPU and on a GPU: always as many, since the last digits
+/// of what libtorch computes depend on it, and a distance is to be the same whatever the batches that images came in.
+const LARGE_CHUNK: [i64; 2] = [16, 256];
 /// The longest side of the images that [`Pixels`] compares.
 const PIXELS: i64 = 16;
 
@@ -112,7 +112,7 @@ impl Extractor {
     fn chunk(&self) -> i64 {
         match self {
             Self::Classifier(_) | Self::RandomConvolutions(_) | Self::Pixels(_) => CHUNK,
-            Self::Inception(_) | Self::TorchScript(_) => LARGE_CHUNK,
+            Self::Inception(_) | Self::TorchScript(_) => LARGE_CHUNK[usize::from(self.device() != Device::Cpu)],
         }
     }
 

@@ -5,7 +5,7 @@
 
 use crate::extractor::rgb;
 use lcsc_torch::{
-    Device, Error, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, TensorSpec, bail,
+    Device, Error, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Precision, Result, Tensor, TensorSpec, bail,
 };
 use std::collections::HashMap;
 
@@ -264,6 +264,7 @@ pub struct Inception {
     structure: Structure,
     layout: ParamLayout,
     theta: Tensor,
+    precision: Precision,
     /// The first digits of the hash of the file that the weights are from.
     hash: String,
 }
@@ -288,7 +289,16 @@ impl Inception {
         let piece =
             |spec: &TensorSpec| found.folded(&spec.name)?.f_to_kind(Kind::Float)?.f_flatten(0, -1).map_err(Error::from);
         let theta = Tensor::f_cat(&layout.params().iter().map(piece).collect::<Result<Vec<_>>>()?, 0)?.f_to(device)?;
-        Ok(Inception { structure, layout, theta, hash: hash.get(..8).unwrap_or(hash).to_string() })
+        let hash = hash.get(..8).unwrap_or(hash).to_string();
+        Ok(Inception { structure, layout, theta, precision: Precision::F32, hash })
+    }
+
+    /// The same network with weights and activations in another precision. Images are resized and features averaged in f32.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn in_precision(self, precision: Precision) -> Result<Inception> {
+        Ok(Inception { theta: self.theta.f_to_kind(precision.kind())?, precision, ..self })
     }
 
     /// Features f32 [B,2048] of pixels f32 [B,1 or 3,H,W] in [−1,1].
@@ -296,7 +306,7 @@ impl Inception {
         let Structure { stem, blocks, .. } = &self.structure;
         let params = self.layout.views(&self.theta, &[])?;
         // Resizing commutes with the map to [0,1] and back that the reference makes around it.
-        let x = rgb(x).upsample_bilinear2d([SIDE, SIDE], false, None, None);
+        let x = rgb(x).upsample_bilinear2d([SIDE, SIDE], false, None, None).to_kind(self.precision.kind());
         let x = halved(&stem[0].forward(&params, &x));
         let x = halved(&stem[1].forward(&params, &x));
         let x = blocks.iter().fold(x, |x, block| block.forward(&params, &x));
@@ -306,7 +316,8 @@ impl Inception {
     /// Class probabilities f32 [B,1008] of features f32 [B,2048]: without the bias, as TensorFlow's Inception Score.
     pub(crate) fn probabilities(&self, features: &Tensor) -> Result<Tensor> {
         let params = self.layout.views(&self.theta, &[])?;
-        Ok(features.f_linear(&params[self.structure.scores], None::<&Tensor>)?.f_softmax(1, Kind::Float)?)
+        let weight = params[self.structure.scores].f_to_kind(Kind::Float)?;
+        Ok(features.f_linear(&weight, None::<&Tensor>)?.f_softmax(1, Kind::Float)?)
     }
 
     pub(crate) fn dim(&self) -> i64 {
@@ -318,7 +329,12 @@ impl Inception {
     }
 
     pub(crate) fn convention(&self) -> String {
-        format!("inception pool3 2048-d weights {} bilinear {SIDE}", self.hash)
+        let precision = match self.precision {
+            Precision::F32 | Precision::Tf32 => "",
+            Precision::Bf16 => " bf16",
+            Precision::F16 => " f16",
+        };
+        format!("inception pool3 2048-d weights {} bilinear {SIDE}{precision}", self.hash)
     }
 }
 

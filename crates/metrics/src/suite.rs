@@ -1,7 +1,7 @@
 //! The three ways in which a run's images are judged, made ready from its real images.
 
 use crate::scorer::Scorer;
-use lcsc_torch::{Kind, Result, Tensor, bail};
+use lcsc_torch::{Kind, Precision, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -31,6 +31,14 @@ pub struct ExtractorConfig {
     /// their index in a tuple.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// What Inception computes in: `f32`, or faster on GPUs `bf16` or `f16`, whose distances are not comparable with published
+    /// ones.
+    #[serde(skip_serializing_if = "is_f32")]
+    pub precision: Precision,
+}
+
+fn is_f32(precision: &Precision) -> bool {
+    *precision == Precision::F32
 }
 
 impl ExtractorConfig {
@@ -41,6 +49,10 @@ impl ExtractorConfig {
                 Some("expected `inception` or `torchscript`, not both")
             }
             Self { torchscript: None, output: Some(_), .. } => Some("`output` belongs to `torchscript`"),
+            Self { precision: Precision::Tf32, .. } => Some("expected precision `f32`, `bf16` or `f16`"),
+            Self { inception: None, precision: Precision::Bf16 | Precision::F16, .. } => {
+                Some("`precision` belongs to `inception`")
+            }
             Self { .. } => None,
         }
     }

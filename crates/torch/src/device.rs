@@ -213,6 +213,23 @@ pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor> {
     Ok(tensor.f_to_device_(device, tensor.kind(), non_blocking, false)?)
 }
 
+/// A copy of a tensor in host memory (pinned where it comes from a GPU), as it is now. From a GPU it is on its way when this
+/// returns, and whole after [`synchronize`] of that device.
+///
+/// # Errors
+/// There is no room.
+pub fn download(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
+    let (non_blocking, copy) = (true, true);
+    Ok(tensor.f_detach()?.f_to_device_(Device::Cpu, kind, non_blocking, copy)?)
+}
+
+/// Waits until a device has done all that was asked of it.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
 /// Threads that one CPU operation uses now.
 pub fn cpu_threads() -> usize {
     tch::get_num_threads().max(1) as usize

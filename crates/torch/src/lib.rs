@@ -4,6 +4,7 @@
 //! names its pieces. An architecture holds shapes and [`ParamId`]s, never weights, so that optimizer, EMA, checkpoint,
 //! trajectory and merged model are all linear algebra on vectors of length P.
 
+mod chacha;
 mod device;
 mod error;
 mod guard;
@@ -15,8 +16,8 @@ mod shim;
 mod weights;
 
 pub use device::{
-    CudaStatus, DeviceChoice, Precision, cpu_threads, default_threads, keep_freed_memory, open_cuda, set_cpu_threads,
-    upload,
+    CudaStatus, DeviceChoice, Precision, cpu_threads, default_threads, download, keep_freed_memory, open_cuda,
+    set_cpu_threads, synchronize, upload,
 };
 pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};

@@ -1,5 +1,6 @@
 //! Randomness without stored generator state: every draw is a function of a seed, a named stream and a position.
 
+use crate::chacha;
 use crate::error::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -92,15 +93,26 @@ pub fn permutation(length: usize, seed: u64, stream: Stream, n: u64) -> Vec<i64>
 
 /// Unit normal latents, f32 [N,C,H,W] for the images `first..first+n`.
 ///
-/// Image i is a function of (seed, stream, i) alone, whatever the batch it is drawn in.
+/// Image i is a function of (seed, stream, i) alone, whatever the batch it is drawn in. A GPU draws the same numbers itself,
+/// up to the rounding of its logarithm and cosine.
 ///
 /// # Errors
 /// The device has no room.
 pub fn latents(seed: u64, stream: Stream, first: u64, n: usize, chw: [i64; 3], device: Device) -> Result<Tensor> {
-    let size = chw.iter().product::<i64>() as usize;
-    let mut values = Vec::with_capacity(n * size + 1);
-    for image in 0..n {
-        let mut rng = rng(seed, stream, first + image as u64);
+    let generators: Vec<_> = (first..first + n as u64).map(|image| rng(seed, stream, image)).collect();
+    let size = chw.iter().product::<i64>();
+    let values = match device {
+        Device::Cpu => drawn(generators, size as usize)?,
+        _ => chacha::normals(&generators, size, device)?,
+    };
+    let [c, h, w] = chw;
+    Ok(values.f_view([n as i64, c, h, w])?)
+}
+
+/// The first `size` normal numbers of each generator, f32 [N·size].
+fn drawn(generators: Vec<ChaCha8Rng>, size: usize) -> Result<Tensor> {
+    let mut values = Vec::with_capacity(generators.len() * size + 1);
+    for (image, mut rng) in generators.into_iter().enumerate() {
         let end = (image + 1) * size;
         while values.len() < end {
             let (a, b) = normal_pair(&mut rng);
@@ -108,8 +120,7 @@ pub fn latents(seed: u64, stream: Stream, first: u64, n: usize, chw: [i64; 3], d
         }
         values.truncate(end);
     }
-    let [c, h, w] = chw;
-    Ok(Tensor::f_from_slice(&values)?.f_view([n as i64, c, h, w])?.f_to(device)?)
+    Ok(Tensor::f_from_slice(&values)?)
 }
 
 #[cfg(test)]
@@ -123,6 +134,16 @@ mod tests {
         assert!(whole.narrow(0, 3, 2).equal(&tail));
         let other = latents(7, Stream::ReportLatents, 0, 5, [3, 3, 3], Device::Cpu).unwrap();
         assert!(!whole.equal(&other));
+    }
+
+    #[test]
+    fn a_device_draws_what_the_host_draws() {
+        for size in [1, 8, 27, 3072] {
+            let generators: Vec<_> = (0..5).map(|i| rng(3, Stream::SampleLatents, i)).collect();
+            let found = chacha::normals(&generators, size, Device::Cpu).unwrap();
+            let expected = drawn(generators, size as usize).unwrap().view([5, size]);
+            assert!((found - expected).abs().max().double_value(&[]) < 1e-6, "{size}");
+        }
     }
 
     #[test]

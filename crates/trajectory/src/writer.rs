@@ -2,7 +2,10 @@
 
 use crate::state::{state_bytes, state_path};
 use crate::{Checkpoint, JsonLines, METADATA, RunFolder};
-use lcsc_torch::{Context, Device, ParamLayout, Result, Tensor, Weights, bail, pack_weights, serialize, write_atomic};
+use lcsc_torch::{
+    Context, Device, ParamLayout, Result, Tensor, Weights, bail, download, pack_weights, serialize, synchronize,
+    write_atomic,
+};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -12,8 +15,8 @@ const QUEUE: usize = 2;
 type Tensors = Vec<(String, Tensor)>;
 
 enum Job {
-    Checkpoint { checkpoint: Checkpoint, tensors: Tensors, metadata: String },
-    State { tensors: Tensors, metadata: String },
+    Checkpoint { checkpoint: Checkpoint, tensors: Tensors, metadata: String, from: Device },
+    State { tensors: Tensors, metadata: String, from: Device },
     Flush { done: SyncSender<()> },
 }
 
@@ -52,22 +55,23 @@ impl Writer {
         weights: &Weights,
         metadata: &str,
     ) -> Result<()> {
-        let theta = weights.theta.f_detach()?.f_to_device_(Device::Cpu, checkpoint.dtype.kind(), false, true)?;
-        let tensors = pack_weights(layout, &weights.with_theta(theta), checkpoint.dtype)?;
-        self.submit(Job::Checkpoint { checkpoint, tensors, metadata: metadata.into() })
+        let theta = download(&weights.theta, checkpoint.dtype.kind())?;
+        let buffers = weights.buffers.iter().map(|b| download(b, b.kind())).collect::<Result<_>>()?;
+        let tensors = pack_weights(layout, &Weights { theta, buffers }, checkpoint.dtype)?;
+        let from = weights.theta.device();
+        self.submit(Job::Checkpoint { checkpoint, tensors, metadata: metadata.into(), from })
     }
 
-    /// Queues the training state, which replaces the one before; the tensors are copied before this returns. `metadata`
-    /// is JSON. When the state is durable, so are all checkpoints queued before it.
+    /// Queues the training state, tensors on one device as they are now, which replaces the one before. `metadata` is JSON.
+    /// When the state is durable, so are all checkpoints queued before it.
     ///
     /// # Errors
     /// The memory for the copies is missing, or an earlier job failed.
     pub fn state(&mut self, tensors: Vec<(String, Tensor)>, metadata: String) -> Result<()> {
-        let copy = |(name, tensor): (String, Tensor)| -> Result<_> {
-            Ok((name, tensor.f_detach()?.f_to_device_(Device::Cpu, tensor.kind(), false, true)?))
-        };
+        let from = tensors.first().map_or(Device::Cpu, |(_, tensor)| tensor.device());
+        let copy = |(name, tensor): (String, Tensor)| -> Result<_> { Ok((name, download(&tensor, tensor.kind())?)) };
         let tensors = tensors.into_iter().map(copy).collect::<Result<_>>()?;
-        self.submit(Job::State { tensors, metadata })
+        self.submit(Job::State { tensors, metadata, from })
     }
 
     /// Waits until everything queued so far is durable.
@@ -121,14 +125,18 @@ impl Drop for Writer {
 fn work(run: &RunFolder, mut manifest: JsonLines<Checkpoint>, queue: &Receiver<Job>) -> Result<()> {
     for job in queue {
         match job {
-            Job::Checkpoint { mut checkpoint, tensors, metadata } => {
+            Job::Checkpoint { mut checkpoint, tensors, metadata, from } => {
+                synchronize(from);
                 let bytes = serialize(&tensors, (METADATA, &metadata))?;
                 checkpoint.bytes = bytes.len() as u64;
                 checkpoint.blake3 = blake3::hash(&bytes).to_hex().to_string();
                 write_atomic(run.trajectory().join(&checkpoint.file), &bytes)?;
                 manifest.append_durable(&checkpoint)?;
             }
-            Job::State { tensors, metadata } => write_atomic(state_path(run), &state_bytes(tensors, &metadata)?)?,
+            Job::State { tensors, metadata, from } => {
+                synchronize(from);
+                write_atomic(state_path(run), &state_bytes(tensors, &metadata)?)?;
+            }
             // The caller waits for this answer, unless it is gone.
             Job::Flush { done } => drop(done.send(())),
         }

@@ -1,13 +1,16 @@
 //! Times of repeated work.
 
-use lcsc_torch::{Device, Result, tch::Cuda};
-use std::time::Instant;
+use lcsc_torch::{Device, Result, synchronize};
+use std::time::{Duration, Instant};
+
+/// Quick work is repeated for as long as this.
+const AT_LEAST: Duration = Duration::from_secs(1);
 
 /// How work is timed.
 pub struct Timer {
     /// Where it runs.
     pub device: Device,
-    /// Timed repeats, after one that is not timed.
+    /// Timed repeats at least, after one that is not timed.
     pub repeats: usize,
 }
 
@@ -27,8 +30,8 @@ impl Timer {
     /// The first of the work.
     pub fn warm_seconds<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
         self.wait();
-        let mut seconds = Vec::with_capacity(self.repeats);
-        for _ in 0..self.repeats {
+        let (mut seconds, first) = (Vec::with_capacity(self.repeats), Instant::now());
+        while seconds.len() < self.repeats || first.elapsed() < AT_LEAST {
             let began = Instant::now();
             let _done = work()?;
             self.wait();
@@ -44,9 +47,7 @@ impl Timer {
 
     /// Until the device has done all that was asked of it.
     pub fn wait(&self) {
-        if let Device::Cuda(index) = self.device {
-            Cuda::synchronize(index as i64);
-        }
+        synchronize(self.device);
     }
 }
 

@@ -58,9 +58,8 @@ pub struct Timed {
     pub what: String,
     pub seconds: Vec<f64>,
     pub cost: Cost,
-    /// How many of which things are done.
-    pub items: u64,
-    pub unit: &'static str,
+    /// How many of which things are done, where there is a rate.
+    pub items: Option<(u64, &'static str)>,
 }
 
 impl Work {
@@ -105,7 +104,7 @@ fn training(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
     let cost = Cost::flops(3.0 * batch as f64 * flops(&model.layout));
     let millions = model.layout.numel() as f64 / 1e6;
     let what = format!("{millions:.1} M parameters, batch {batch}");
-    Ok(Timed { what, seconds, cost, items: batch, unit: "img" })
+    Ok(Timed { what, seconds, cost, items: Some((batch, "img")) })
 }
 
 /// What so many steps with a checkpoint of all tracks in f32 among them take longer than as many without, in turn.
@@ -124,7 +123,7 @@ fn checkpoint(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
     let lost: Vec<f64> = seconds.chunks_exact(2).map(|pair| pair[1] - pair[0]).collect();
     let usual = median(&seconds.iter().step_by(2).copied().collect::<Vec<_>>()) / STEPS as f64;
     let what = format!("{:.2} % of 100 steps of batch {batch}", median(&lost) / usual);
-    Ok(Timed { what, seconds: lost, cost: Cost::default(), items: 1, unit: "files" })
+    Ok(Timed { what, seconds: lost, cost: Cost::default(), items: None })
 }
 
 fn sampling(timer: &Timer, sampler: &SamplerConfig, chunk: u64) -> Result<Timed> {
@@ -135,7 +134,7 @@ fn sampling(timer: &Timer, sampler: &SamplerConfig, chunk: u64) -> Result<Timed>
     let seconds = timer.seconds(|| crate::sample::chunks(&net, sampler, latents, timer.device, |_| Ok(())))?;
     let cost = Cost::flops(IMAGES as f64 * sampler.nfe() as f64 * flops(&model.layout));
     let what = format!("tiny, {} NFE, {chunk} at once", sampler.nfe());
-    Ok(Timed { what, seconds, cost, items: IMAGES, unit: "img" })
+    Ok(Timed { what, seconds, cost, items: Some((IMAGES, "img")) })
 }
 
 fn merging(timer: &Timer, candidates: usize) -> Result<Timed> {
@@ -147,7 +146,7 @@ fn merging(timer: &Timer, candidates: usize) -> Result<Timed> {
     let seconds = timer.seconds(|| window.merge_many(&partition, &alphas))?;
     let cost = Cost::bytes(4.0 * PARAMETERS as f64 * (CHECKPOINTS + candidates) as f64);
     let what = format!("{candidates} of {CHECKPOINTS} × {} M in f32", PARAMETERS / 1_000_000);
-    Ok(Timed { what, seconds, cost, items: candidates as u64, unit: "models" })
+    Ok(Timed { what, seconds, cost, items: Some((candidates as u64, "models")) })
 }
 
 fn features(timer: &Timer) -> Result<Timed> {
@@ -156,7 +155,7 @@ fn features(timer: &Timer) -> Result<Timed> {
     let images = pixels(n, [3, 32, 32])?;
     let seconds = timer.seconds(|| extractor.features(&images))?;
     let cost = Cost::flops(n as f64 * INCEPTION_FLOPS);
-    Ok(Timed { what: "Inception at 299×299".into(), seconds, cost, items: n as u64, unit: "img" })
+    Ok(Timed { what: "Inception at 299×299".into(), seconds, cost, items: Some((n as u64, "img")) })
 }
 
 /// Of one image, as PyTorch's flop counter counts them.
@@ -168,7 +167,7 @@ fn frechet(timer: &Timer) -> Result<Timed> {
     let seconds = timer.seconds(|| reference.distance(&FeatureStats::of(&generated)?))?;
     let [n, d] = FEATURES;
     let what = format!("{n} × {d}, statistics and distance in f64");
-    Ok(Timed { what, seconds, cost: Cost::default(), items: n as u64, unit: "img" })
+    Ok(Timed { what, seconds, cost: Cost::default(), items: Some((n as u64, "img")) })
 }
 
 fn evaluation(timer: &Timer, chunk: u64) -> Result<Timed> {
@@ -180,7 +179,7 @@ fn evaluation(timer: &Timer, chunk: u64) -> Result<Timed> {
     let candidate = lcsc_search::Model::Coefficients(uniform);
     let seconds = timer.seconds(|| fitness.score(&candidate, Latents::Search))?;
     let what = format!("tiny, {CHECKPOINTS} checkpoints, {IMAGES} images in one step");
-    Ok(Timed { what, seconds, cost: Cost::default(), items: 1, unit: "candidates" })
+    Ok(Timed { what, seconds, cost: Cost::default(), items: Some((1, "candidates")) })
 }
 
 fn fid(timer: &Timer, chunk: u64) -> Result<Timed> {
@@ -201,5 +200,5 @@ fn fid(timer: &Timer, chunk: u64) -> Result<Timed> {
         evaluation.finish()
     })?;
     let cost = Cost::flops(n as f64 * (flops(&model.layout) + INCEPTION_FLOPS));
-    Ok(Timed { what: format!("DDPM++, one step, {n} images, Inception"), seconds, cost, items: n, unit: "img" })
+    Ok(Timed { what: format!("DDPM++, one step, {n} images, Inception"), seconds, cost, items: Some((n, "img")) })
 }
