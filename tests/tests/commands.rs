@@ -49,7 +49,7 @@ fn a_finished_run_and_every_command_on_it() {
 fn the_summary_and_the_table_tell_the_same(run: &Path, table: &str) {
     let summary = json(&run.join("summary.json"));
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&summary), ["name", "stages", "metric", "search", "models"]);
+    assert_eq!(keys(&summary), ["name", "stages", "metric", "search", "models", "machine"]);
     assert_eq!(summary["name"], "smoke");
     assert_eq!(summary["stages"].as_array().unwrap().len(), 1);
     assert_eq!(keys(&summary["stages"][0]), ["name", "nimg", "seconds"]);

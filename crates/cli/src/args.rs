@@ -51,6 +51,8 @@ pub enum Command {
         /// Also estimate the disk that this config needs.
         config: Option<PathBuf>,
     },
+    /// A page to look at: results, samples, coefficients, curves; of several runs one that compares them.
+    Report(ReportArgs),
     /// Time what training and search are made of, beside what this machine can do at most.
     Bench(BenchArgs),
     /// Check, show or explain a config file.
@@ -331,6 +333,16 @@ fn parse_extractor(text: &str) -> Result<ExtractorConfig, String> {
         })?,
     };
     config.problem().map_or(Ok(config), |problem| Err(problem.into()))
+}
+
+#[derive(clap::Args)]
+pub struct ReportArgs {
+    /// Run folders.
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The page (default: report.html in the run's folder; of several runs comparison.html here).
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]

@@ -6,10 +6,13 @@ use crate::{Ended, config, ui};
 use lcsc_torch::{CudaStatus, default_threads, open_cuda, tch};
 use std::path::Path;
 
+/// The version that this program is built against and loads.
+pub const LIBTORCH: &str = "2.11.0";
+
 /// Prints libtorch, CUDA or the reason why not, threads, memory, free disk, and the disk a config needs.
 pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
     ui::say!("lcsc       {}", env!("CARGO_PKG_VERSION"));
-    ui::say!("libtorch   2.11.0 ({})", loaded_from("libtorch_cpu.so"));
+    ui::say!("libtorch   {LIBTORCH} ({})", loaded_from("libtorch_cpu.so"));
     match open_cuda() {
         CudaStatus::Available { library, devices } => {
             ui::say!("CUDA       {devices} device(s), cuDNN {}, through {library}", tch::Cuda::cudnn_is_available());
@@ -33,6 +36,13 @@ pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
         ui::say!("           {} for the checkpoints of {}", size(needed), path.display());
     }
     Ok(Ended::Done)
+}
+
+/// The model of the CPU.
+pub fn cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split_once(':'));
+    model.map_or_else(|| "unknown".into(), |(_, name)| name.trim().into())
 }
 
 /// A line of /proc/meminfo in bytes.

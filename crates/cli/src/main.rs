@@ -20,6 +20,7 @@ mod pictures;
 mod problems;
 mod read_config;
 mod reference;
+mod report;
 mod run;
 mod sample;
 mod search;
@@ -71,6 +72,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Export(a) => export::command(&a),
         Command::Data(command) => data::command(&command, signals),
         Command::Doctor { config } => doctor::command(config.as_deref()),
+        Command::Report(a) => report::command(&a),
         Command::Bench(a) => bench::command(&a),
         Command::Config(command) => config_command(command),
         Command::Completions { shell } => {

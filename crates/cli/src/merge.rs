@@ -57,7 +57,7 @@ impl Coefficients {
         write_atomic(path, text.as_bytes())
     }
 
-    fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).at(path)?;
         toml::from_str(&text).map_err(|e| Error::file(path, format!("is no coefficients file: {}", e.message())))
     }

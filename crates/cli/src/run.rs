@@ -3,7 +3,7 @@
 use crate::args::RunArgs;
 use crate::config;
 use crate::session::Session;
-use crate::{Ended, search, train, ui};
+use crate::{Ended, report, search, train, ui};
 use lcsc_search::When;
 use lcsc_trajectory::RunFolder;
 use miette::IntoDiagnostic;
@@ -12,13 +12,17 @@ use std::path::Path;
 /// Trains all stages, searches, and writes the merged model.
 pub fn run(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let session = open(args, signals)?;
-    match train::train(&session)? {
+    let ended = match train::train(&session)? {
         Some(stages) if session.config.search.when != When::Off => {
-            search::search(&session, search::DEFAULT_NAME, stages, false)
+            search::search(&session, search::DEFAULT_NAME, stages, false)?
         }
-        Some(_) => Ok(trained(&session)),
-        None => Ok(Ended::Stopped),
+        Some(_) => trained(&session),
+        None => Ended::Stopped,
+    };
+    if let Ended::Done = ended {
+        report::write(&session.run).into_diagnostic()?;
     }
+    Ok(ended)
 }
 
 /// Trains all stages.

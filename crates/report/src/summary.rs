@@ -18,6 +18,34 @@ pub struct Summary {
     pub search: Search,
     /// The models compared.
     pub models: Vec<Model>,
+    /// What it was searched with; summaries of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+}
+
+/// Program and machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Version of this program.
+    pub lcsc: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Device.
+    pub device: String,
+    /// Model of the CPU.
+    pub cpu: String,
+    /// Threads of a CPU operation.
+    pub threads: usize,
+}
+
+impl Machine {
+    /// Names and values.
+    pub fn facts(&self) -> Vec<(String, String)> {
+        let Self { lcsc, libtorch, device, cpu, threads } = self;
+        let threads = threads.to_string();
+        let facts = [("lcsc", lcsc), ("libtorch", libtorch), ("device", device), ("CPU", cpu), ("threads", &threads)];
+        facts.map(|(name, value)| (name.to_string(), value.clone())).to_vec()
+    }
 }
 
 /// One training stage.
@@ -245,6 +273,7 @@ mod tests {
                 model(ModelLabel::Ema, "half-life of ten thousand images", [3.1, 3.2, 0.0304, 4.0, 2.0]),
                 model(ModelLabel::Lcsc, "51 checkpoints", [1.25, 1.6, 0.025, f64::INFINITY, 1.0]),
             ],
+            machine: None,
         }
     }
 

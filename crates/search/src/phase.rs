@@ -45,6 +45,11 @@ impl Phase {
         }
     }
 
+    /// Whether each step draws latents of its own.
+    pub fn draws_fresh_latents(self) -> bool {
+        self.latents().is_none()
+    }
+
     /// Images sampled for one score.
     pub(crate) fn images(self, config: &SearchConfig, nfe: usize) -> u64 {
         match self {

@@ -2,6 +2,7 @@
 
 use super::material::Material;
 use super::{DEFAULT_NAME, Plan};
+use crate::doctor;
 use crate::merge::{self, Coefficient, Coefficients};
 use crate::pictures;
 use crate::session::Session;
@@ -9,10 +10,13 @@ use crate::ui;
 use lcsc_metrics::Suite;
 use lcsc_report::{ModelLabel, Summary};
 use lcsc_search::{Groups, Label, Outcome, Row};
-use lcsc_torch::{Error, Result};
+use lcsc_torch::{Error, Result, Tensor, cpu_threads};
 use lcsc_train::StageRecord;
 use lcsc_trajectory::Checkpoint;
 use std::path::{Path, PathBuf};
+
+/// Samples that are shown beside the real images nearest to them.
+const SHOWN: i64 = 8;
 
 /// Everything that the results are written from.
 pub struct Results<'a> {
@@ -113,21 +117,37 @@ impl Results<'_> {
                 seconds: outcome.seconds,
             },
             models: outcome.rows.iter().map(reported).collect(),
+            machine: Some(lcsc_report::Machine {
+                lcsc: env!("CARGO_PKG_VERSION").into(),
+                libtorch: doctor::LIBTORCH.into(),
+                device: format!("{:?}", session.device),
+                cpu: doctor::cpu(),
+                threads: cpu_threads(),
+            }),
         }
     }
 
-    /// The same latents through each row's model, and a sheet of the merged one.
+    fn write_grid(&self, of_run: &str, of_search: &str, images: &Tensor, columns: usize) -> Result<()> {
+        let path = self.of_run_or_search(self.session.run.samples().join(of_run), of_search);
+        lcsc_report::write_grid(path, &pictures::batch(images)?, columns).map_err(report_error)
+    }
+
+    /// The same latents through each row's model, a sheet of the merged one, and the real images nearest to its samples.
     fn pictures(&self) -> Result<()> {
         let Self { session, plan, material, outcome, .. } = self;
         let mut rows = Vec::new();
         for row in &outcome.rows {
             let weights = material.weights(session, plan, &row.model)?;
             let label = model_label(row.label).to_string();
-            rows.push((label, pictures::sample(session, &material.model, &weights, pictures::COLUMNS)?));
+            let images = pictures::sample(session, &material.model, &weights, pictures::COLUMNS)?;
+            rows.push((label, pictures::batch(&images)?));
             if row.label == Label::Lcsc {
                 let sheet = pictures::sample(session, &material.model, &weights, pictures::SHEET)?;
-                let path = self.of_run_or_search(session.run.samples().join("lcsc.png"), "samples.png");
-                lcsc_report::write_grid(path, &sheet, pictures::COLUMNS as usize).map_err(report_error)?;
+                self.write_grid("lcsc.png", "samples.png", &sheet, pictures::COLUMNS as usize)?;
+                let shown = images.f_narrow(0, 0, SHOWN)?;
+                if let Some(found) = pictures::nearest(&shown, &self.suite.independent, &session.data.images)? {
+                    self.write_grid("nearest.png", "nearest.png", &found, found.size()[0] as usize / SHOWN as usize)?;
+                }
             }
         }
         let path = self.of_run_or_search(session.run.samples().join("comparison.png"), "comparison.png");

@@ -1,0 +1,338 @@
+//! `lcsc report`: what a run came to, or several, as a page to look at.
+
+use crate::args::ReportArgs;
+use crate::merge::{self, Coefficients};
+use crate::search::EVALUATIONS;
+use crate::{Ended, ui};
+use lcsc_report::{Cell, Mark, Page, Part, Plot, Row, Section, Series, Summary, Table, figure};
+use lcsc_search::{Evaluation, Model, Origin, Phase, Record};
+use lcsc_torch::{Context, Error, Result};
+use lcsc_train::Tick;
+use lcsc_trajectory::{JsonLines, RunFolder};
+use miette::IntoDiagnostic;
+use std::path::{Path, PathBuf};
+
+/// The page of a run, in its folder.
+const FILE: &str = "report.html";
+/// The page of several, unless it is given.
+const COMPARISON: &str = "comparison.html";
+
+/// Writes the page of one run into its folder, or one that compares several.
+pub fn command(args: &ReportArgs) -> miette::Result<Ended> {
+    let folders: Vec<RunFolder> = args.runs.iter().map(RunFolder::open).collect::<Result<_>>().into_diagnostic()?;
+    let path = match (&args.out, &folders[..]) {
+        (Some(path), _) => path.clone(),
+        (None, [run]) => run.path().join(FILE),
+        (None, _) => PathBuf::from(COMPARISON),
+    };
+    // A page in a run's folder is made anew from what lies there; any other may be somebody's.
+    if args.out.is_some() || folders.len() > 1 {
+        ui::refuse_existing(&path)?;
+    }
+    let runs = folders.iter().map(Found::read).collect::<Result<Vec<_>>>().into_diagnostic()?;
+    let page = if let [run] = &runs[..] { run.page() } else { Ok(compared(&runs)) };
+    page.into_diagnostic()?.write(&path).into_diagnostic()?;
+    ui::say!("report: {}", path.display());
+    Ok(Ended::Done)
+}
+
+/// Writes the page of a run into its folder.
+///
+/// # Errors
+/// A file of the run is damaged, or the page cannot be written.
+pub fn write(run: &RunFolder) -> Result<()> {
+    let path = run.path().join(FILE);
+    Found::read(run)?.page()?.write(&path).map_err(|e| Error::msg(e.to_string()))?;
+    ui::say!("report: {}", path.display());
+    Ok(())
+}
+
+/// What a run folder has for a page.
+struct Found {
+    name: String,
+    folder: PathBuf,
+    config: String,
+    ticks: Vec<Tick>,
+    summary: Option<Summary>,
+    coefficients: Option<Coefficients>,
+    searches: Vec<Searched>,
+}
+
+/// The scores of a search, in the order in which they were made.
+struct Searched {
+    name: String,
+    evaluations: Vec<Evaluation>,
+}
+
+impl Found {
+    fn read(run: &RunFolder) -> Result<Self> {
+        let folder = run.path().to_path_buf();
+        let config = std::fs::read_to_string(run.config_path()).at(run.config_path())?;
+        let summary = run.summary().exists().then(|| Summary::read(run.summary()));
+        let summary = summary.transpose().map_err(|e| Error::msg(e.to_string()))?;
+        let coefficients = run.search(crate::search::DEFAULT_NAME).join(merge::COEFFICIENTS);
+        let named = folder.canonicalize().at(&folder)?.file_name().map(|n| n.to_string_lossy().into_owned());
+        let mut searches = Vec::new();
+        find_searches(&folder.join("search"), "", &mut searches)?;
+        Ok(Self {
+            name: named.unwrap_or_default(),
+            config,
+            ticks: JsonLines::read(run.train_log())?,
+            summary,
+            coefficients: coefficients.exists().then(|| Coefficients::read(&coefficients)).transpose()?,
+            searches,
+            folder,
+        })
+    }
+
+    fn page(&self) -> Result<Page> {
+        let sections = vec![
+            self.results(),
+            self.samples()?,
+            self.coefficients(),
+            scores(std::slice::from_ref(self)),
+            self.checkpoints(),
+            training(std::slice::from_ref(self)),
+            self.repeat(),
+        ];
+        Ok(Page { title: self.name.clone(), sections, footer: footer() })
+    }
+
+    fn results(&self) -> Section {
+        let Some(summary) = &self.summary else {
+            return section("Results", "No search of this run is finished: there is no result yet.", vec![]);
+        };
+        let m = &summary.metric;
+        let text = format!(
+            "Fréchet distances, smaller is better, {} network evaluation(s) an image. The held-out figures are means over \
+             sets of {} images from latents that the search never saw, with their 95 % interval; those of the search are of \
+             {} images and favour what was searched on them. Figures of different extractors have scales of their own. {} \
+             against {}.",
+            m.nfe, m.n_heldout, m.n_search, m.extractor, m.reference
+        );
+        section("Results", &text, vec![Part::Table(result_table(&[(None, summary)]))])
+    }
+
+    /// The pictures that the run made.
+    fn samples(&self) -> Result<Section> {
+        let mut parts = Vec::new();
+        for (file, caption) in [
+            ("comparison.png", "The same latents through each model"),
+            ("nearest.png", "Samples of LCSC (first column) and the training images nearest to them in feature space"),
+            ("lcsc.png", "Samples of LCSC"),
+        ] {
+            let path = self.folder.join("samples").join(file);
+            if path.exists() {
+                parts.push(Part::Picture { png: std::fs::read(&path).at(&path)?, caption: caption.into() });
+            }
+        }
+        Ok(section("Samples", "Click to enlarge.", parts))
+    }
+
+    /// Coefficients over the training, the best average behind them.
+    fn coefficients(&self) -> Section {
+        let Some(found) = &self.coefficients else { return Section::default() };
+        let times: Vec<f64> = found.checkpoint.iter().map(|c| c.nimg as f64).collect();
+        let mut series = Vec::new();
+        if let Some((name, alpha)) = self.best_average().filter(|(_, alpha)| alpha.len() == times.len()) {
+            let points = times.iter().copied().zip(alpha).collect();
+            series.push(Series { name, mark: Mark::Area, points });
+        }
+        let gap = (times.last().unwrap_or(&0.0) - times.first().unwrap_or(&0.0)) / times.len().max(1) as f64;
+        for (g, group) in found.groups.iter().enumerate() {
+            // Side by side, so that stems of one checkpoint do not cover each other.
+            let aside = gap * ((g as f64 + 0.5) / found.groups.len() as f64 - 0.5) * 0.8;
+            let points = found.checkpoint.iter().filter_map(|c| Some((c.nimg as f64 + aside, *c.alpha.get(g)?))).collect();
+            series.push(Series { name: format!("LCSC: {group}"), mark: Mark::Stems, points });
+        }
+        let plot = Plot { x: "images trained in the stage".into(), y: "coefficient".into(), series };
+        let text = "One stem a checkpoint (and a group of parameters). In each group they sum to one; the search makes use of \
+                    values below zero, an average cannot.";
+        section("Coefficients", text, vec![Part::Plot(plot)])
+    }
+
+    /// The best average that is a combination of the checkpoints.
+    fn best_average(&self) -> Option<(String, Vec<f64>)> {
+        let is_average = |o: &Origin| matches!(o, Origin::Uniform | Origin::HalfLife { .. } | Origin::PowerFunction { .. });
+        let baselines = self.default_search()?.iter().filter(|e| e.phase == Phase::Baseline && is_average(&e.candidate.origin));
+        let best = baselines.min_by(|a, b| a.scores.fd.total_cmp(&b.scores.fd))?;
+        match &best.candidate.model {
+            Model::Coefficients(alpha) => Some((best.candidate.origin.to_string(), alpha.rows().first()?.clone())),
+            Model::Track(_) | Model::Finetuned => None,
+        }
+    }
+
+    fn default_search(&self) -> Option<&[Evaluation]> {
+        let is_default = |s: &&Searched| s.name == crate::search::DEFAULT_NAME;
+        self.searches.iter().find(is_default).map(|s| s.evaluations.as_slice())
+    }
+
+    /// The score of each single checkpoint.
+    fn checkpoints(&self) -> Section {
+        let mut series: Vec<Series> = Vec::new();
+        for e in self.default_search().unwrap_or_default().iter().filter(|e| e.phase == Phase::Baseline) {
+            let Origin::Checkpoint { nimg, track, .. } = &e.candidate.origin else { continue };
+            let point = (*nimg, e.scores.fd);
+            match series.iter_mut().find(|s| s.name == *track) {
+                Some(series) => series.points.push(point),
+                None => series.push(Series { name: track.clone(), mark: Mark::Line, points: vec![point] }),
+            }
+        }
+        let plot = Plot { x: "images trained in the stage".into(), y: "FD of a checkpoint".into(), series };
+        let text = "Each checkpoint alone, on the latents of the search.";
+        section("Checkpoints", text, vec![Part::Plot(plot)])
+    }
+
+    /// What one needs to make the run again.
+    fn repeat(&self) -> Section {
+        let mut facts = vec![("folder".to_string(), self.folder.display().to_string())];
+        if let Some(summary) = &self.summary {
+            for stage in &summary.stages {
+                facts.push((format!("stage {}", stage.name), format!("{} images in {:.0} s", stage.nimg, stage.seconds)));
+            }
+            let s = &summary.search;
+            facts.push(("search".into(), format!("{}, {} evaluations, {:.0} s", s.method, s.evaluations, s.seconds)));
+            facts.push(("extractor".into(), summary.metric.extractor.clone()));
+            facts.extend(summary.machine.iter().flat_map(|m| m.facts()));
+        }
+        let files = self.coefficients.iter().flat_map(|c| &c.checkpoint).map(|c| format!("{}  {}\n", c.blake3, c.file));
+        let parts = vec![
+            Part::Facts(facts),
+            Part::Text { summary: "config.toml: all settings and seeds".into(), text: self.config.clone() },
+            Part::Text { summary: "checkpoints and their BLAKE3 hashes".into(), text: files.collect() },
+        ];
+        let text = "lcsc run config.toml makes this run again; on a CPU with as many threads bit for bit.";
+        section("To make it again", text, parts)
+    }
+}
+
+/// The searches below a folder, studies among them.
+fn find_searches(folder: &Path, name: &str, searches: &mut Vec<Searched>) -> Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    let log = folder.join(EVALUATIONS);
+    if log.exists() {
+        let evaluations = JsonLines::<Record>::read(&log)?.into_iter().filter_map(|record| match record {
+            Record::Evaluation(e) => Some(e),
+            Record::Header(_) | Record::Claim(_) => None,
+        });
+        searches.push(Searched { name: name.to_string(), evaluations: evaluations.collect() });
+    }
+    let mut below: Vec<PathBuf> = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect())
+        .at(folder)?;
+    below.sort();
+    for path in below {
+        let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
+        find_searches(&path, &if name.is_empty() { file } else { format!("{name}/{file}") }, searches)?;
+    }
+    Ok(())
+}
+
+/// Several runs side by side.
+fn compared(runs: &[Found]) -> Page {
+    let summaries: Vec<_> = runs.iter().filter_map(|r| Some((Some(r.name.as_str()), r.summary.as_ref()?))).collect();
+    let text = "Figures of one extractor and one number of images compare, those of others do not.";
+    let sections = vec![
+        section("Results", text, vec![Part::Table(result_table(&summaries))]),
+        scores(runs),
+        training(runs),
+    ];
+    let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
+    Page { title: names.join(", "), sections, footer: footer() }
+}
+
+/// The models of one run or several, the best of each run marked.
+fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
+    let several = summaries.iter().any(|(run, _)| run.is_some());
+    let columns =
+        ["model", "detail", "held-out FD", "95 % from", "to", "search FD", "independent", "pixels", "precision", "recall"];
+    let run = several.then_some("run");
+    let mut table = Table { columns: run.into_iter().chain(columns).map(String::from).collect(), rows: vec![] };
+    for (run, summary) in summaries {
+        let best = summary.models.iter().map(|m| m.fd_heldout).fold(f64::INFINITY, f64::min);
+        for m in &summary.models {
+            let spread = m.fd_heldout_std.map(|std| format!(" ± {}", figure(std))).unwrap_or_default();
+            let mut cells: Vec<Cell> = run.iter().map(|run| Cell::text(*run)).collect();
+            cells.extend([Cell::text(m.label.to_string()), Cell::text(&*m.detail)]);
+            cells.push(Cell::number(m.fd_heldout, figure(m.fd_heldout) + &spread));
+            let figures = [m.fd_heldout_low, m.fd_heldout_high, m.fd_search, m.fd_independent, m.fd_pixel];
+            cells.extend(figures.map(|v| Cell::number(v, figure(v))));
+            cells.extend([m.precision, m.recall].map(|v| Cell::number(v, format!("{v:.2}"))));
+            table.rows.push(Row { cells, best: m.fd_heldout == best });
+        }
+    }
+    table
+}
+
+/// Every candidate's score over the seconds of its search, and the best so far.
+fn scores(runs: &[Found]) -> Section {
+    let several = runs.len() > 1;
+    let mut series = Vec::new();
+    for run in runs {
+        for search in &run.searches {
+            let name = if several { format!("{} {}", run.name, search.name) } else { search.name.clone() };
+            let (all, best) = search.curves();
+            // Of one search all candidates are shown, of several they would cover each other.
+            if !several && run.searches.len() == 1 {
+                series.push(Series { name: format!("{name}: candidates"), mark: Mark::Dots, points: all });
+            }
+            series.push(Series { name: format!("{name}: best so far"), mark: Mark::Line, points: best });
+        }
+    }
+    let plot = Plot { x: "seconds of search".into(), y: "FD on the latents of the search".into(), series };
+    let text = "Baselines first. A search by gradient draws fresh latents at each step; the best so far counts the scores on \
+                the fixed ones.";
+    section("Search", text, vec![Part::Plot(plot)])
+}
+
+impl Searched {
+    /// Seconds and score of each candidate, and of the best so far among those on the fixed latents of the search.
+    fn curves(&self) -> (Vec<(f64, f64)>, Vec<(f64, f64)>) {
+        let (mut seconds, mut least) = (0.0, f64::INFINITY);
+        let (mut all, mut best) = (Vec::new(), Vec::new());
+        for e in self.evaluations.iter().filter(|e| !matches!(e.phase, Phase::Selection | Phase::Report(_))) {
+            seconds += e.seconds;
+            all.push((seconds, e.scores.fd));
+            if !e.phase.draws_fresh_latents() {
+                least = least.min(e.scores.fd);
+            }
+            best.push((seconds, least));
+        }
+        (all, best)
+    }
+}
+
+/// Loss, norm of the gradient and speed over the images trained.
+fn training(runs: &[Found]) -> Section {
+    let several = runs.len() > 1;
+    let curve = |y: &str, value: fn(&Tick) -> Option<f64>| {
+        let mut series: Vec<Series> = Vec::new();
+        for run in runs {
+            for tick in &run.ticks {
+                let name = if several { format!("{} {}", run.name, tick.stage) } else { tick.stage.clone() };
+                if series.last().is_none_or(|s| s.name != name) {
+                    series.push(Series { name, mark: Mark::Line, points: vec![] });
+                }
+                let point = value(tick).map(|v| (tick.total_nimg as f64, v));
+                series.last_mut().iter_mut().for_each(|s| s.points.extend(point));
+            }
+        }
+        Part::Plot(Plot { x: "images trained in the run".into(), y: y.into(), series })
+    };
+    let parts = vec![
+        curve("loss", |t| t.loss),
+        curve("norm of the gradient", |t| t.grad_norm),
+        curve("images a second", |t| Some(t.img_per_s)),
+    ];
+    section("Training", "Means over a tick. Losses of different objectives have scales of their own.", parts)
+}
+
+fn section(title: &str, text: &str, parts: Vec<Part>) -> Section {
+    Section { title: title.into(), text: text.into(), parts }
+}
+
+fn footer() -> String {
+    format!("Made by lcsc {} from the files of the run.", env!("CARGO_PKG_VERSION"))
+}
