@@ -1,7 +1,7 @@
 //! `lcsc report`: what a run came to, or several, as a page to look at.
 
 use crate::args::ReportArgs;
-use crate::merge::{self, Coefficients};
+use crate::merge::{self, Coefficient, Coefficients};
 use crate::search::EVALUATIONS;
 use crate::{Ended, ui};
 use lcsc_report::{Cell, Mark, Page, Part, Plot, Row, Section, Series, Summary, Table, figure};
@@ -132,29 +132,30 @@ impl Found {
     /// Coefficients over the training, the best average behind them.
     fn coefficients(&self) -> Section {
         let Some(found) = &self.coefficients else { return Section::default() };
-        let times: Vec<f64> = found.checkpoint.iter().map(|c| c.nimg as f64).collect();
-        let mut series = Vec::new();
-        if let Some((name, alpha)) = self.best_average().filter(|(_, alpha)| alpha.len() == times.len()) {
-            let points = times.iter().copied().zip(alpha).collect();
-            series.push(Series { name, mark: Mark::Area, points });
-        }
-        let gap = (times.last().unwrap_or(&0.0) - times.first().unwrap_or(&0.0)) / times.len().max(1) as f64;
-        for (g, group) in found.groups.iter().enumerate() {
-            // Side by side, so that stems of one checkpoint do not cover each other.
-            let aside = gap * ((g as f64 + 0.5) / found.groups.len() as f64 - 0.5) * 0.8;
-            let points = found.checkpoint.iter().filter_map(|c| Some((c.nimg as f64 + aside, *c.alpha.get(g)?))).collect();
-            series.push(Series { name: format!("LCSC: {group}"), mark: Mark::Stems, points });
-        }
-        let plot = Plot { x: "images trained in the stage".into(), y: "coefficient".into(), series };
-        let text = "One stem a checkpoint (and a group of parameters). In each group they sum to one; the search makes use of \
-                    values below zero, an average cannot.";
-        section("Coefficients", text, vec![Part::Plot(plot)])
+        let over_time = |alpha: &dyn Fn(usize) -> Option<f64>| {
+            let point = |(i, c): (usize, &Coefficient)| Some((c.nimg as f64, alpha(i)?));
+            found.checkpoint.iter().enumerate().filter_map(point).collect::<Vec<_>>()
+        };
+        let average = self.best_average().filter(|(_, alpha)| alpha.len() == found.checkpoint.len());
+        let average =
+            average.map(|(name, alpha)| Series { name, mark: Mark::Area, points: over_time(&|i| Some(alpha[i])) });
+        let plot = |(g, group): (usize, &String)| {
+            let points = over_time(&|i| found.checkpoint[i].alpha.get(g).copied());
+            let lcsc = Series { name: format!("LCSC, {group}"), mark: Mark::Stems, points };
+            let series = average.clone().into_iter().chain([lcsc]).collect();
+            Part::Plot(Plot { x: "images trained in the stage".into(), y: "coefficient".into(), series })
+        };
+        let text = "One stem a checkpoint, for each group of parameters. In each group they sum to one; the search makes use of \
+                    values below zero, which an average does not have.";
+        section("Coefficients", text, found.groups.iter().enumerate().map(plot).collect())
     }
 
     /// The best average that is a combination of the checkpoints.
     fn best_average(&self) -> Option<(String, Vec<f64>)> {
-        let is_average = |o: &Origin| matches!(o, Origin::Uniform | Origin::HalfLife { .. } | Origin::PowerFunction { .. });
-        let baselines = self.default_search()?.iter().filter(|e| e.phase == Phase::Baseline && is_average(&e.candidate.origin));
+        let is_average =
+            |o: &Origin| matches!(o, Origin::Uniform | Origin::HalfLife { .. } | Origin::PowerFunction { .. });
+        let baselines =
+            self.default_search()?.iter().filter(|e| e.phase == Phase::Baseline && is_average(&e.candidate.origin));
         let best = baselines.min_by(|a, b| a.scores.fd.total_cmp(&b.scores.fd))?;
         match &best.candidate.model {
             Model::Coefficients(alpha) => Some((best.candidate.origin.to_string(), alpha.rows().first()?.clone())),
@@ -188,7 +189,10 @@ impl Found {
         let mut facts = vec![("folder".to_string(), self.folder.display().to_string())];
         if let Some(summary) = &self.summary {
             for stage in &summary.stages {
-                facts.push((format!("stage {}", stage.name), format!("{} images in {:.0} s", stage.nimg, stage.seconds)));
+                facts.push((
+                    format!("stage {}", stage.name),
+                    format!("{} images in {:.0} s", stage.nimg, stage.seconds),
+                ));
             }
             let s = &summary.search;
             facts.push(("search".into(), format!("{}, {} evaluations, {:.0} s", s.method, s.evaluations, s.seconds)));
@@ -219,9 +223,8 @@ fn find_searches(folder: &Path, name: &str, searches: &mut Vec<Searched>) -> Res
         });
         searches.push(Searched { name: name.to_string(), evaluations: evaluations.collect() });
     }
-    let mut below: Vec<PathBuf> = std::fs::read_dir(folder)
-        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect())
-        .at(folder)?;
+    let mut below: Vec<PathBuf> =
+        std::fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect()).at(folder)?;
     below.sort();
     for path in below {
         let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
@@ -234,11 +237,8 @@ fn find_searches(folder: &Path, name: &str, searches: &mut Vec<Searched>) -> Res
 fn compared(runs: &[Found]) -> Page {
     let summaries: Vec<_> = runs.iter().filter_map(|r| Some((Some(r.name.as_str()), r.summary.as_ref()?))).collect();
     let text = "Figures of one extractor and one number of images compare, those of others do not.";
-    let sections = vec![
-        section("Results", text, vec![Part::Table(result_table(&summaries))]),
-        scores(runs),
-        training(runs),
-    ];
+    let sections =
+        vec![section("Results", text, vec![Part::Table(result_table(&summaries))]), scores(runs), training(runs)];
     let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
     Page { title: names.join(", "), sections, footer: footer() }
 }
@@ -246,8 +246,17 @@ fn compared(runs: &[Found]) -> Page {
 /// The models of one run or several, the best of each run marked.
 fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
     let several = summaries.iter().any(|(run, _)| run.is_some());
-    let columns =
-        ["model", "detail", "held-out FD", "95 % from", "to", "search FD", "independent", "pixels", "precision", "recall"];
+    let columns = [
+        "model",
+        "detail",
+        "held-out FD",
+        "95 % interval",
+        "search FD",
+        "independent",
+        "pixels",
+        "precision",
+        "recall",
+    ];
     let run = several.then_some("run");
     let mut table = Table { columns: run.into_iter().chain(columns).map(String::from).collect(), rows: vec![] };
     for (run, summary) in summaries {
@@ -257,8 +266,9 @@ fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
             let mut cells: Vec<Cell> = run.iter().map(|run| Cell::text(*run)).collect();
             cells.extend([Cell::text(m.label.to_string()), Cell::text(&*m.detail)]);
             cells.push(Cell::number(m.fd_heldout, figure(m.fd_heldout) + &spread));
-            let figures = [m.fd_heldout_low, m.fd_heldout_high, m.fd_search, m.fd_independent, m.fd_pixel];
-            cells.extend(figures.map(|v| Cell::number(v, figure(v))));
+            let interval = format!("{} – {}", figure(m.fd_heldout_low), figure(m.fd_heldout_high));
+            cells.push(Cell::number(m.fd_heldout_low, interval));
+            cells.extend([m.fd_search, m.fd_independent, m.fd_pixel].map(|v| Cell::number(v, figure(v))));
             cells.extend([m.precision, m.recall].map(|v| Cell::number(v, format!("{v:.2}"))));
             table.rows.push(Row { cells, best: m.fd_heldout == best });
         }
@@ -304,29 +314,31 @@ impl Searched {
     }
 }
 
-/// Loss, norm of the gradient and speed over the images trained.
+/// Loss, norm of the gradient and speed over the images trained, stage by stage.
 fn training(runs: &[Found]) -> Section {
-    let several = runs.len() > 1;
-    let curve = |y: &str, value: fn(&Tick) -> Option<f64>| {
-        let mut series: Vec<Series> = Vec::new();
-        for run in runs {
-            for tick in &run.ticks {
-                let name = if several { format!("{} {}", run.name, tick.stage) } else { tick.stage.clone() };
-                if series.last().is_none_or(|s| s.name != name) {
-                    series.push(Series { name, mark: Mark::Line, points: vec![] });
-                }
-                let point = value(tick).map(|v| (tick.total_nimg as f64, v));
-                series.last_mut().iter_mut().for_each(|s| s.points.extend(point));
-            }
+    let mut stages: Vec<&str> = Vec::new();
+    for tick in runs.iter().flat_map(|run| &run.ticks) {
+        if !stages.contains(&tick.stage.as_str()) {
+            stages.push(&tick.stage);
         }
-        Part::Plot(Plot { x: "images trained in the run".into(), y: y.into(), series })
+    }
+    let curve = |stage: &str, y: &str, value: fn(&Tick) -> Option<f64>| {
+        let points = |run: &Found| {
+            let ticks = run.ticks.iter().filter(|t| t.stage == stage);
+            ticks.filter_map(|t| Some((t.nimg as f64, value(t)?))).collect()
+        };
+        let name = |run: &Found| if runs.len() > 1 { format!("{} {stage}", run.name) } else { stage.to_string() };
+        let series = runs.iter().map(|run| Series { name: name(run), mark: Mark::Line, points: points(run) }).collect();
+        Part::Plot(Plot { x: "images trained in the stage".into(), y: y.into(), series })
     };
-    let parts = vec![
-        curve("loss", |t| t.loss),
-        curve("norm of the gradient", |t| t.grad_norm),
-        curve("images a second", |t| Some(t.img_per_s)),
-    ];
-    section("Training", "Means over a tick. Losses of different objectives have scales of their own.", parts)
+    let of_stage = |stage: &&str| {
+        [
+            curve(stage, "loss", |t| t.loss),
+            curve(stage, "norm of the gradient", |t| t.grad_norm),
+            curve(stage, "images a second", |t| Some(t.img_per_s)),
+        ]
+    };
+    section("Training", "Means over a tick.", stages.iter().flat_map(of_stage).collect())
 }
 
 fn section(title: &str, text: &str, parts: Vec<Part>) -> Section {

@@ -5,8 +5,9 @@ use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use std::path::Path;
 
-/// Size of a plot in units of the SVG; the page scales it.
-const SIZE: (u32, u32) = (720, 360);
+/// Sizes of a plot that has the page's width, and of one beside another, in pixels; the page scales them.
+const WIDE: (u32, u32) = (720, 340);
+const NARROW: (u32, u32) = (480, 280);
 /// A range of positive values that spans more than this factor is drawn logarithmically.
 const LOGARITHMIC: f64 = 20.0;
 /// Stands for the page's text colour, then for that of the grid, then for those of the series: [`themed`] puts the page's in.
@@ -54,11 +55,13 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// The SVG element; none where there is nothing to draw. A wide range of positive values gets a logarithmic axis.
+    /// The SVG element, as `wide` as the page or half of it; none where there is nothing to draw. A wide range of positive
+    /// values gets a logarithmic axis.
     ///
     /// # Errors
     /// The plot cannot be drawn.
-    pub fn svg(&self) -> Result<Option<String>> {
+    pub fn svg(&self, wide: bool) -> Result<Option<String>> {
+        let size = if wide { WIDE } else { NARROW };
         let series: Vec<(usize, Series)> = self.drawn().map(|(i, series)| (i, finite(series))).collect();
         let all = || series.iter().flat_map(|(_, s)| &s.points);
         let Some(x) = range(all().map(|p| p.0)) else { return Ok(None) };
@@ -67,13 +70,14 @@ impl Plot {
         let Some(y) = range(all().map(|p| p.1).chain(zero)) else { return Ok(None) };
         let mut text = String::new();
         let drawn = if !from_zero && y.start > 0.0 && y.end > LOGARITHMIC * y.start {
-            self.draw(&mut text, &series, x, (y.start..y.end).log_scale())
+            let marks = marks(&y);
+            self.draw(&mut text, size, &series, x, y.log_scale().with_key_points(marks))
         } else {
             let margin = 0.05 * (y.end - y.start);
-            self.draw(&mut text, &series, x, y.start - margin..y.end + margin)
+            self.draw(&mut text, size, &series, x, y.start - margin..y.end + margin)
         };
         drawn.map_err(|e| Error::content(Path::new("plot"), e))?;
-        Ok(Some(themed(&text)))
+        Ok(Some(themed(&text, size)))
     }
 
     /// The series that have something to draw, with the numbers of their colours.
@@ -82,13 +86,20 @@ impl Plot {
         self.series.iter().enumerate().map(|(i, s)| (i % COLOURS, s)).filter(move |(_, s)| is_drawn(s))
     }
 
-    fn draw<Y>(&self, text: &mut String, series: &[(usize, Series)], x: std::ops::Range<f64>, y: Y) -> std::result::Result<(), String>
+    fn draw<Y>(
+        &self,
+        text: &mut String,
+        size: (u32, u32),
+        series: &[(usize, Series)],
+        x: std::ops::Range<f64>,
+        y: Y,
+    ) -> std::result::Result<(), String>
     where
         Y: AsRangedCoord<Value = f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
         let failed = |e: &dyn std::fmt::Display| e.to_string();
-        let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
+        let area = SVGBackend::with_string(text, size).into_drawing_area();
         let mut chart = ChartBuilder::on(&area)
             .margin(8)
             .margin_right(24)
@@ -106,8 +117,8 @@ impl Plot {
             .axis_desc_style(label())
             .x_desc(&self.x)
             .y_desc(&self.y)
-            .x_labels(8)
-            .y_labels(8)
+            .x_labels(if size == WIDE { 10 } else { 6 })
+            .y_labels(6)
             .x_label_formatter(&|v| number(*v))
             .y_label_formatter(&|v| number(*v))
             .draw()
@@ -145,28 +156,42 @@ fn range(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
     }
 }
 
+/// 1, 2 and 5 times the powers of ten within a positive range.
+fn marks(range: &std::ops::Range<f64>) -> Vec<f64> {
+    let decades = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
+    let all = decades.flat_map(|d| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(d)));
+    all.filter(|v| range.contains(v)).collect()
+}
+
 /// A value of an axis in few characters: 0.25, 12, 40k, 1.5M.
 fn number(value: f64) -> String {
     let short = |v: f64| {
-        let digits = if v.abs() >= 100.0 { 0 } else if v.abs() >= 1.0 { 1 } else { 3 };
+        let digits = if v.abs() >= 100.0 {
+            0
+        } else if v.abs() >= 1.0 {
+            1
+        } else {
+            3
+        };
         let text = format!("{v:.digits$}");
         if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
     };
     match value.abs() {
         v if v >= 1e6 => short(value / 1e6) + "M",
         v if v >= 1e4 => short(value / 1e3) + "k",
-        v if v > 0.0 && v < 1e-3 => format!("{value:.0e}"),
+        // Where an axis adds up its marks, zero is what is left of rounding.
+        v if v < 1e-12 => "0".into(),
+        v if v < 1e-3 => format!("{value:.0e}"),
         _ => short(value),
     }
 }
 
 /// The page's colours in the place of the ones that stand for them, and a size that follows the page.
-fn themed(svg: &str) -> String {
+fn themed(svg: &str, (width, height): (u32, u32)) -> String {
     let hex = |RGBColor(r, g, b)| format!("#{r:02X}{g:02X}{b:02X}");
     let fixed = [(INK, "var(--ink)".to_string()), (GRID, "var(--grid)".to_string())];
     let series = (0..COLOURS).map(|i| (colour(i), format!("var(--series-{i})")));
     let text = fixed.into_iter().chain(series).fold(svg.to_string(), |text, (c, name)| text.replace(&hex(c), &name));
-    let (width, height) = SIZE;
     text.replace(&format!("width=\"{width}\" height=\"{height}\" viewBox"), "role=\"img\" viewBox")
 }
 
@@ -182,7 +207,7 @@ mod tests {
     #[test]
     fn axes_are_named_and_colours_are_the_pages() {
         for mark in [Mark::Line, Mark::Dots, Mark::Stems, Mark::Area] {
-            let svg = plot(mark, vec![(0.0, 1.0), (50_000.0, 2.0), (100_000.0, f64::NAN)]).svg().unwrap().unwrap();
+            let svg = plot(mark, vec![(0.0, 1.0), (50_000.0, 2.0), (100_000.0, f64::NAN)]).svg(true).unwrap().unwrap();
             assert!(svg.starts_with("<svg role=\"img\" viewBox") && svg.trim_end().ends_with("</svg>"), "{svg}");
             for part in ["images", "loss", "50k", "var(--ink)", "var(--grid)", "var(--series-0)"] {
                 assert!(svg.contains(part), "{mark:?}: no {part} in {svg}");
@@ -193,10 +218,12 @@ mod tests {
 
     #[test]
     fn wide_ranges_are_logarithmic_and_nothing_is_no_plot() {
-        let svg = plot(Mark::Line, vec![(0.0, 0.01), (1.0, 100.0)]).svg().unwrap().unwrap();
-        assert!(svg.contains("0.1") && svg.contains("10") && !svg.contains("50"), "{svg}");
-        assert_eq!(plot(Mark::Line, vec![(0.0, f64::INFINITY)]).svg().unwrap(), None);
-        assert!(plot(Mark::Dots, vec![(3.0, 0.0)]).svg().unwrap().is_some());
+        let svg = plot(Mark::Line, vec![(0.0, 0.01), (1.0, 100.0)]).svg(true).unwrap().unwrap();
+        for mark in ["0.02", "0.1", "50"] {
+            assert!(svg.contains(&format!("\n{mark}\n")), "no {mark} in {svg}");
+        }
+        assert_eq!(plot(Mark::Line, vec![(0.0, f64::INFINITY)]).svg(true).unwrap(), None);
+        assert!(plot(Mark::Dots, vec![(3.0, 0.0)]).svg(true).unwrap().is_some());
     }
 
     #[test]

@@ -220,3 +220,27 @@ impl Search {
         self.folder.path()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inception_computes_nearly_the_same_in_lower_precision() {
+        let weights = inception_weights().unwrap();
+        let image = lcsc_torch::to_float(&pixels(1, [3, 32, 32]).unwrap());
+        let of = |precision| {
+            let net = Inception::new(&weights, "bench", Device::Cpu).unwrap().in_precision(precision).unwrap();
+            let extractor = Extractor::Inception(Box::new(net));
+            (extractor.forward(&image).unwrap(), extractor.convention())
+        };
+        let (exact, convention) = of(Precision::F32);
+        for (precision, name, most) in [(Precision::Bf16, "bf16", 0.03), (Precision::F16, "f16", 0.004)] {
+            let (features, named) = of(precision);
+            let error = (&features - &exact).norm().double_value(&[]) / exact.norm().double_value(&[]);
+            assert!(0.0 < error && error < most, "{name}: {error}");
+            assert_eq!(named, format!("{convention} {name}"));
+            assert_eq!(features.kind(), Kind::Float);
+        }
+    }
+}
