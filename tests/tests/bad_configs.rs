@@ -262,3 +262,27 @@ fn warnings_refuse_nothing() {
     assert!(report.starts_with("exit status 0\n"), "{report}");
     assert_snapshot("warnings_refuse_nothing", &report);
 }
+
+#[test]
+fn a_gradient_does_not_lead_through_f16() {
+    let config = |precision: &str| {
+        format!(
+            r#"
+name = "x"
+data.source = "digits"
+model.preset = "tiny"
+metric.extractor = {{ inception = "none.pth", precision = "{precision}" }}
+
+[[stage]]
+name = "edm"
+nimg = 1_000
+batch = 32
+objective.edm = {{}}
+trajectory = {{ every_nimg = 100 }}
+"#
+        )
+    };
+    let [f16, bf16] = ["f16", "bf16"].map(|precision| refused(&config(precision)));
+    assert!(f16.contains("too small a range for the method `gradient`") && f16.contains("none.pth"), "{f16}");
+    assert!(!bf16.contains("too small a range") && bf16.contains("none.pth"), "{bf16}");
+}

@@ -6,8 +6,8 @@ use crate::{card, extractor};
 use lcsc_data::{AUGMENT_DIM, DataConfig, DataInfo};
 use lcsc_diffusion::{DistanceConfig, Lpips, ObjectiveConfig, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::{ExtractorConfig, MetricConfig};
-use lcsc_search::{SearchConfig, When};
-use lcsc_torch::Invalid;
+use lcsc_search::{MethodName, SearchConfig, When};
+use lcsc_torch::{Invalid, Precision};
 use lcsc_train::{StageConfig, Start};
 use lcsc_trajectory::EmaConfig;
 use lcsc_unet::{ImageShape, NetworkConfig};
@@ -76,7 +76,9 @@ pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Optio
     }
     sections.metric.iter().for_each(|m| problems.extend(check_extractor(m)));
     if let Some(search) = &sections.search {
-        warn_of_few_samples(search, &sections.metric.clone().unwrap_or_default(), problems);
+        let metric = sections.metric.clone().unwrap_or_default();
+        problems.extend(check_gradient(search, &metric));
+        warn_of_few_samples(search, &metric, problems);
     }
     match lcsc_data::inspect(sections.data.as_ref()?) {
         Ok(data) => {
@@ -118,6 +120,14 @@ fn check_extractor(metric: &MetricConfig) -> Option<Problem> {
     let extractor = &metric.extractor;
     let missing = || extractor::locate(extractor).err().map(|e| e.to_string());
     Some(Problem::error("metric.extractor", extractor.problem().map(String::from).or_else(missing)?))
+}
+
+/// A gradient that leads through an extractor in f16 would vanish there.
+fn check_gradient(search: &SearchConfig, metric: &MetricConfig) -> Option<Problem> {
+    let follows = |m: &MethodName| matches!(m, MethodName::Gradient | MethodName::Finetune);
+    let method = search.method.iter().find(|m| follows(m)).filter(|_| metric.extractor.precision == Precision::F16)?;
+    let message = format!("f16 has too small a range for the method `{}` of the search: choose bf16", method.name());
+    Some(Problem::error("metric.extractor.precision", message))
 }
 
 fn warn_of_few_samples(search: &SearchConfig, metric: &MetricConfig, problems: &mut Vec<Problem>) {

@@ -10,6 +10,7 @@ use lcsc_torch::{Context, Error, Result};
 use lcsc_train::Tick;
 use lcsc_trajectory::{JsonLines, RunFolder};
 use miette::IntoDiagnostic;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The page of a run, in its folder.
@@ -29,22 +30,30 @@ pub fn command(args: &ReportArgs) -> miette::Result<Ended> {
     if args.out.is_some() || folders.len() > 1 {
         ui::refuse_existing(&path)?;
     }
-    let runs = folders.iter().map(Found::read).collect::<Result<Vec<_>>>().into_diagnostic()?;
+    let mut runs = folders.iter().map(Found::read).collect::<Result<Vec<_>>>().into_diagnostic()?;
+    let names: BTreeSet<String> = runs.iter().map(|run| run.name.clone()).collect();
+    if names.len() < runs.len() {
+        runs.iter_mut().for_each(|run| run.name = run.folder.display().to_string());
+    }
     let page = if let [run] = &runs[..] { run.page() } else { Ok(compared(&runs)) };
     page.into_diagnostic()?.write(&path).into_diagnostic()?;
     ui::say!("report: {}", path.display());
     Ok(Ended::Done)
 }
 
-/// Writes the page of a run into its folder.
-///
-/// # Errors
-/// A file of the run is damaged, or the page cannot be written.
-pub fn write(run: &RunFolder) -> Result<()> {
+/// Writes the page of a run into its folder. What the run came to is saved already: where the page cannot be made, a warning
+/// says why.
+pub fn write(run: &RunFolder) {
     let path = run.path().join(FILE);
-    Found::read(run)?.page()?.write(&path).map_err(|e| Error::msg(e.to_string()))?;
-    ui::say!("report: {}", path.display());
-    Ok(())
+    let made = Found::read(run).and_then(|found| found.page()?.write(&path).map_err(report_error));
+    match made {
+        Ok(()) => ui::say!("report: {}", path.display()),
+        Err(e) => tracing::warn!("there is no report page: {e}"),
+    }
+}
+
+fn report_error(e: lcsc_report::Error) -> Error {
+    Error::msg(e.to_string())
 }
 
 /// What a run folder has for a page.
@@ -56,6 +65,7 @@ struct Found {
     summary: Option<Summary>,
     coefficients: Option<Coefficients>,
     searches: Vec<Searched>,
+    imported: bool,
 }
 
 /// The scores of a search, in the order in which they were made.
@@ -69,7 +79,7 @@ impl Found {
         let folder = run.path().to_path_buf();
         let config = std::fs::read_to_string(run.config_path()).at(run.config_path())?;
         let summary = run.summary().exists().then(|| Summary::read(run.summary()));
-        let summary = summary.transpose().map_err(|e| Error::msg(e.to_string()))?;
+        let summary = summary.transpose().map_err(report_error)?;
         let coefficients = run.search(crate::search::DEFAULT_NAME).join(merge::COEFFICIENTS);
         let named = folder.canonicalize().at(&folder)?.file_name().map(|n| n.to_string_lossy().into_owned());
         let mut searches = Vec::new();
@@ -81,6 +91,7 @@ impl Found {
             summary,
             coefficients: coefficients.exists().then(|| Coefficients::read(&coefficients)).transpose()?,
             searches,
+            imported: run.imported().exists(),
             folder,
         })
     }
@@ -100,7 +111,11 @@ impl Found {
 
     fn results(&self) -> Section {
         let Some(summary) = &self.summary else {
-            return section("Results", "No search of this run is finished: there is no result yet.", vec![]);
+            return section(
+                "Results",
+                "The search that the run makes is not finished: there is no result yet.",
+                vec![],
+            );
         };
         let m = &summary.metric;
         let text = format!(
@@ -132,17 +147,25 @@ impl Found {
     /// Coefficients over the training, the best average behind them.
     fn coefficients(&self) -> Section {
         let Some(found) = &self.coefficients else { return Section::default() };
-        let over_time = |alpha: &dyn Fn(usize) -> Option<f64>| {
+        let mut tracks: Vec<&str> = found.checkpoint.iter().map(track).collect();
+        tracks.dedup();
+        let over_time = |of: &str, alpha: &dyn Fn(usize) -> Option<f64>| {
             let point = |(i, c): (usize, &Coefficient)| Some((c.nimg as f64, alpha(i)?));
-            found.checkpoint.iter().enumerate().filter_map(point).collect::<Vec<_>>()
+            found.checkpoint.iter().enumerate().filter(|(_, c)| track(c) == of).filter_map(point).collect::<Vec<_>>()
         };
+        // Averages are over the last track.
         let average = self.best_average().filter(|(_, alpha)| alpha.len() == found.checkpoint.len());
-        let average =
-            average.map(|(name, alpha)| Series { name, mark: Mark::Area, points: over_time(&|i| Some(alpha[i])) });
+        let average = average.zip(tracks.last()).map(|((name, alpha), last)| {
+            let points = over_time(last, &|i| Some(alpha[i]));
+            Series { name, mark: Mark::Area, points }
+        });
         let plot = |(g, group): (usize, &String)| {
-            let points = over_time(&|i| found.checkpoint[i].alpha.get(g).copied());
-            let lcsc = Series { name: format!("LCSC, {group}"), mark: Mark::Stems, points };
-            let series = average.clone().into_iter().chain([lcsc]).collect();
+            let stems = |of: &&str| {
+                let points = over_time(of, &|i| found.checkpoint[i].alpha.get(g).copied());
+                let of = if tracks.len() > 1 { format!(", {of}") } else { String::new() };
+                Series { name: format!("LCSC, {group}{of}"), mark: Mark::Stems, points }
+            };
+            let series = average.clone().into_iter().chain(tracks.iter().map(stems)).collect();
             Part::Plot(Plot { x: "images trained in the stage".into(), y: "coefficient".into(), series })
         };
         let text = "One stem a checkpoint, for each group of parameters. In each group they sum to one; the search makes use of \
@@ -200,14 +223,27 @@ impl Found {
             facts.extend(summary.machine.iter().flat_map(|m| m.facts()));
         }
         let files = self.coefficients.iter().flat_map(|c| &c.checkpoint).map(|c| format!("{}  {}\n", c.blake3, c.file));
-        let parts = vec![
-            Part::Facts(facts),
-            Part::Text { summary: "config.toml: all settings and seeds".into(), text: self.config.clone() },
-            Part::Text { summary: "checkpoints and their BLAKE3 hashes".into(), text: files.collect() },
-        ];
-        let text = "lcsc run config.toml makes this run again; on a CPU with as many threads bit for bit.";
+        let config =
+            Part::Text { summary: "config.toml: settings and seeds of the run".into(), text: self.config.clone() };
+        let mut parts = vec![Part::Facts(facts), config];
+        if self.coefficients.is_some() {
+            let summary = "checkpoints and their BLAKE3 hashes".into();
+            parts.push(Part::Text { summary, text: files.collect() });
+        }
+        let text = match self.imported {
+            true => "The checkpoints were imported; a search of them can be made again with these settings.",
+            false => {
+                "lcsc run config.toml trains this run again, and searches it; on a CPU with as many threads bit for bit."
+            }
+        };
         section("To make it again", text, parts)
     }
+}
+
+/// The track in a name like `ckpt-000000065600-raw.safetensors`.
+fn track(checkpoint: &Coefficient) -> &str {
+    let name = checkpoint.file.splitn(3, '-').last().unwrap_or_default();
+    name.strip_suffix(".safetensors").unwrap_or(name)
 }
 
 /// The searches below a folder, studies among them.
@@ -237,8 +273,8 @@ fn find_searches(folder: &Path, name: &str, searches: &mut Vec<Searched>) -> Res
 fn compared(runs: &[Found]) -> Page {
     let summaries: Vec<_> = runs.iter().filter_map(|r| Some((Some(r.name.as_str()), r.summary.as_ref()?))).collect();
     let text = "Figures of one extractor and one number of images compare, those of others do not.";
-    let sections =
-        vec![section("Results", text, vec![Part::Table(result_table(&summaries))]), scores(runs), training(runs)];
+    let table = (!summaries.is_empty()).then(|| Part::Table(result_table(&summaries)));
+    let sections = vec![section("Results", text, table.into_iter().collect()), scores(runs), training(runs)];
     let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
     Page { title: names.join(", "), sections, footer: footer() }
 }
@@ -260,17 +296,16 @@ fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
     let run = several.then_some("run");
     let mut table = Table { columns: run.into_iter().chain(columns).map(String::from).collect(), rows: vec![] };
     for (run, summary) in summaries {
-        let best = summary.models.iter().map(|m| m.fd_heldout).fold(f64::INFINITY, f64::min);
+        let best = summary.best();
         for m in &summary.models {
-            let spread = m.fd_heldout_std.map(|std| format!(" ± {}", figure(std))).unwrap_or_default();
             let mut cells: Vec<Cell> = run.iter().map(|run| Cell::text(*run)).collect();
             cells.extend([Cell::text(m.label.to_string()), Cell::text(&*m.detail)]);
-            cells.push(Cell::number(m.fd_heldout, figure(m.fd_heldout) + &spread));
+            cells.push(Cell::number(m.fd_heldout, m.heldout()));
             let interval = format!("{} – {}", figure(m.fd_heldout_low), figure(m.fd_heldout_high));
             cells.push(Cell::number(m.fd_heldout_low, interval));
             cells.extend([m.fd_search, m.fd_independent, m.fd_pixel].map(|v| Cell::number(v, figure(v))));
             cells.extend([m.precision, m.recall].map(|v| Cell::number(v, format!("{v:.2}"))));
-            table.rows.push(Row { cells, best: m.fd_heldout == best });
+            table.rows.push(Row { cells, best: best == Some(m.fd_heldout) });
         }
     }
     table
@@ -283,7 +318,7 @@ fn scores(runs: &[Found]) -> Section {
     for run in runs {
         for search in &run.searches {
             let name = if several { format!("{} {}", run.name, search.name) } else { search.name.clone() };
-            let (all, best) = search.curves();
+            let [all, best] = search.curves();
             // Of one search all candidates are shown, of several they would cover each other.
             if !several && run.searches.len() == 1 {
                 series.push(Series { name: format!("{name}: candidates"), mark: Mark::Dots, points: all });
@@ -299,7 +334,7 @@ fn scores(runs: &[Found]) -> Section {
 
 impl Searched {
     /// Seconds and score of each candidate, and of the best so far among those on the fixed latents of the search.
-    fn curves(&self) -> (Vec<(f64, f64)>, Vec<(f64, f64)>) {
+    fn curves(&self) -> [Vec<(f64, f64)>; 2] {
         let (mut seconds, mut least) = (0.0, f64::INFINITY);
         let (mut all, mut best) = (Vec::new(), Vec::new());
         for e in self.evaluations.iter().filter(|e| !matches!(e.phase, Phase::Selection | Phase::Report(_))) {
@@ -310,7 +345,7 @@ impl Searched {
             }
             best.push((seconds, least));
         }
-        (all, best)
+        [all, best]
     }
 }
 

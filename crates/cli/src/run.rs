@@ -12,17 +12,16 @@ use std::path::Path;
 /// Trains all stages, searches, and writes the merged model.
 pub fn run(args: &RunArgs, signals: &ui::Signals) -> miette::Result<Ended> {
     let session = open(args, signals)?;
-    let ended = match train::train(&session)? {
+    match train::train(&session)? {
         Some(stages) if session.config.search.when != When::Off => {
-            search::search(&session, search::DEFAULT_NAME, stages, false)?
+            search::search(&session, search::DEFAULT_NAME, stages, false)
         }
-        Some(_) => trained(&session),
-        None => Ended::Stopped,
-    };
-    if let Ended::Done = ended {
-        report::write(&session.run).into_diagnostic()?;
+        Some(_) => {
+            report::write(&session.run);
+            Ok(trained(&session))
+        }
+        None => Ok(Ended::Stopped),
     }
-    Ok(ended)
 }
 
 /// Trains all stages.

@@ -12,7 +12,7 @@ pub use studies::Compared;
 use crate::args::SearchArgs;
 use crate::config::{self, Config};
 use crate::session::Session;
-use crate::{Ended, during, train, ui};
+use crate::{Ended, during, report, train, ui};
 use lcsc_diffusion::SamplerConfig;
 use lcsc_metrics::Suite;
 use lcsc_search::{Budget, Coefficients, Fitness, Outcome, Run, SampledFitness, SearchConfig, Setting, When, Worker};
@@ -77,6 +77,7 @@ pub fn search(session: &Session, name: &str, stages: Vec<StageRecord>, worker: b
     let Some(outcome) = outcome else { return Ok(Ended::Stopped) };
     let results = Results { session, plan: &plan, suite, material: &material, outcome: &outcome };
     catch("writing the results", || results.write(stages)).into_diagnostic()?;
+    report::write(&session.run);
     Ok(Ended::Done)
 }
 

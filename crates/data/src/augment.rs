@@ -164,7 +164,7 @@ fn upsampling(n: i64, device: Device) -> Result<Tensor> {
             }
         }
     }
-    Ok(upload(&Tensor::f_from_slice(&map)?.f_view([fine, n])?, device)?)
+    upload(&Tensor::f_from_slice(&map)?.f_view([fine, n])?, device)
 }
 
 /// Downsamples by two to n pixels, the transpose of upsampling: f32 [n,2n+10]. The first of the 2n+10 samples lies 5
@@ -175,7 +175,7 @@ fn downsampling(n: i64, device: Device) -> Result<Tensor> {
     for (i, row) in map.chunks_exact_mut(fine as usize).enumerate() {
         row[2 * i..2 * i + 12].copy_from_slice(&SYM6.map(|tap| tap as f32));
     }
-    Ok(upload(&Tensor::f_from_slice(&map)?.f_view([n, fine])?, device)?)
+    upload(&Tensor::f_from_slice(&map)?.f_view([n, fine])?, device)
 }
 
 /// Where the samples to be downsampled are taken from the upsampled images, (x, y) from −1 (first) to 1 (last):

@@ -6,14 +6,14 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use serde::Serialize;
 use std::path::Path;
 
-/// A page of runs, one after the other, and what compares them.
+/// A page of sections.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     /// What the page is called.
     pub title: String,
     /// Sections from the top to the bottom.
     pub sections: Vec<Section>,
-    /// What made it, and when.
+    /// What made it.
     pub footer: String,
 }
 
@@ -53,7 +53,7 @@ pub enum Part {
     },
 }
 
-/// A table; its first column is text, the others are numbers.
+/// A table of text and numbers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
     /// What the columns are.

@@ -151,7 +151,21 @@ fn null_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 
+impl Model {
+    /// The held-out distance as it is shown, with its spread.
+    pub fn heldout(&self) -> String {
+        let spread = self.fd_heldout_std.map(|std| format!(" ± {}", figure(std))).unwrap_or_default();
+        figure(self.fd_heldout) + &spread
+    }
+}
+
 impl Summary {
+    /// The least held-out distance of its models, where one is finite.
+    pub fn best(&self) -> Option<f64> {
+        let finite = self.models.iter().map(|m| m.fd_heldout).filter(|fd| fd.is_finite());
+        finite.min_by(f64::total_cmp)
+    }
+
     /// Reads a summary.
     ///
     /// # Errors
@@ -181,16 +195,15 @@ const DETAIL: usize = 20;
 
 /// The models as a table for the terminal, at most 100 columns wide; the best held-out distance has a star.
 pub fn table(summary: &Summary) -> String {
-    let best = summary.models.iter().map(|m| m.fd_heldout).fold(f64::INFINITY, f64::min);
+    let best = summary.best();
     let detail_width = summary.models.iter().map(|m| m.detail.chars().count()).max().unwrap_or(0).clamp(6, DETAIL);
     let mut text = format!(
         "  {:15}  {:detail_width$}  {:>9}  {:>16}  {:>8}  {:>8}  {:>9}\n",
         "model", "", "search FD", "held-out FD", "indep.", "pixel", "prec/rec"
     );
     for model in &summary.models {
-        let mark = if model.fd_heldout == best && best.is_finite() { '*' } else { ' ' };
-        let spread = model.fd_heldout_std.map(|std| format!(" ± {}", figure(std))).unwrap_or_default();
-        let heldout = figure(model.fd_heldout) + &spread;
+        let mark = if best == Some(model.fd_heldout) { '*' } else { ' ' };
+        let heldout = model.heldout();
         text += &format!(
             "{mark} {:15}  {:detail_width$}  {:>9}  {heldout:>16}  {:>8}  {:>8}  {:>9}\n",
             model.label,

@@ -130,7 +130,8 @@ impl Optimizer {
         let _ = grad.f_nan_to_num_(0.0, 0.0, 0.0)?;
         let _ = self.exp_avg.f_lerp_tensor_(&grad, &(&taken * (1.0 - b1)))?;
         let _ = self.exp_avg_sq.f_lerp_tensor_(&grad.f_square()?, &(&taken * (1.0 - b2)))?;
-        let t = self.steps.to_kind(Kind::Double);
+        // Before the first step that is taken there is no bias to correct: it would be a division by zero.
+        let t = self.steps.to_kind(Kind::Double).clamp_min(1.0);
         let [bias1, bias2]: [Tensor; 2] = [b1, b2].map(|b| 1.0 - Tensor::pow_scalar(b, &t));
         let (is_tractable, rectification) = rectification(b2, &t);
         // PyTorch adds eps before the bias correction here, unlike in its Adam.
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     /// `theta` after `n` steps on f(x) = ½‖x − (1, −2)‖² from (0, 0) at rate 0.1, their gradients multiplied by 8 and divided
-    /// again; after each comes one without a number, which is left out.
+    /// again; before each comes one without a number, which is left out.
     fn run(config: OptimizerConfig, n: usize) -> Vec<f64> {
         let mut theta = Tensor::zeros([2], (Kind::Float, Device::Cpu));
         let target = Tensor::from_slice(&[1f32, -2.0]);
@@ -166,8 +167,8 @@ mod tests {
         };
         for _ in 0..n {
             let grad = (&theta - &target) * 8.0;
-            optimizer.step(&mut theta, grad.copy(), 0.1, &verdict(0.0)).unwrap();
-            optimizer.step(&mut theta, grad * f64::NAN, 0.1, &verdict(1.0)).unwrap();
+            optimizer.step(&mut theta, &grad * f64::NAN, 0.1, &verdict(1.0)).unwrap();
+            optimizer.step(&mut theta, grad, 0.1, &verdict(0.0)).unwrap();
         }
         assert_eq!(optimizer.steps.double_value(&[0]), n as f64);
         Vec::<f64>::try_from(theta.to_kind(Kind::Double)).unwrap()

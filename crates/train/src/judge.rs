@@ -54,7 +54,13 @@ impl Judge {
     /// Judges a step of mean loss f32 [] and gradient f32 [P] of the scaled loss, which `zero` mends.
     pub fn judge(&mut self, loss: &Tensor, grad: &mut Tensor) -> Result<Verdict> {
         let loss = loss.f_view([1])?;
-        let scale = self.loss_scale().map(Tensor::f_detach_copy).transpose()?;
+        let mut scale = self.loss_scale().map(Tensor::shallow_clone);
+        if self.policy == NonFinite::Zero
+            && let Some(scale) = scale.take()
+        {
+            // What is mended has its true size.
+            let _ = grad.f_div_(&scale)?;
+        }
         let norm_of = |grad: &Tensor| -> Result<Tensor> {
             let norm = grad.f_norm()?.f_view([1])?;
             Ok(if let Some(scale) = &scale { norm.f_div(scale)? } else { norm })
@@ -62,7 +68,10 @@ impl Judge {
         let norm = norm_of(grad)?;
         let (loss_is_finite, norm_is_infinite) = (loss.f_isfinite()?, norm.f_isfinite()?.f_logical_not()?);
         let overflowed = match &mut self.loss_scale {
-            Some(scale) => scale.update(&loss_is_finite.f_logical_and(&norm_is_infinite)?)?,
+            Some(scale) => {
+                let counts = loss_is_finite.f_logical_and(&self.ended.f_eq(0.0)?)?;
+                scale.update(&norm_is_infinite, &counts)?
+            }
             None => loss.f_zeros_like()?,
         };
         self.outcomes.push(Tensor::f_cat(&[&loss, &norm, &overflowed], 0)?);

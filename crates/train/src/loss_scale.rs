@@ -45,12 +45,15 @@ impl LossScale {
     }
 
     /// Takes note of a gradient that `overflowed`, bool [1], or did not: halves the scale if it did. Gives f32 [1], 1 if so:
-    /// the step is to be left out. At a scale of one the fault is not the scale's.
-    pub fn update(&mut self, overflowed: &Tensor) -> Result<Tensor> {
-        let overflowed = overflowed.f_to_kind(Kind::Float)?;
+    /// the step is to be left out. At a scale of one the fault is not the scale's. A step that does not `count`, bool [1],
+    /// changes nothing.
+    pub fn update(&mut self, overflowed: &Tensor, counts: &Tensor) -> Result<Tensor> {
+        let overflowed = overflowed.f_logical_and(counts)?.f_to_kind(Kind::Float)?;
         let halved = overflowed.f_mul(&self.scale.f_gt(1.0)?)?;
-        let _ = self.scale.f_internal_amp_update_scale_(&self.good_steps, &overflowed, 2.0, 0.5, GROWTH_INTERVAL)?;
-        let _ = self.scale.f_clamp_min_(1.0)?;
+        let (mut scale, good_steps) = (self.scale.f_detach_copy()?, self.good_steps.f_detach_copy()?);
+        let _ = scale.f_internal_amp_update_scale_(&good_steps, &overflowed, 2.0, 0.5, GROWTH_INTERVAL)?;
+        self.scale = scale.f_clamp_min_(1.0)?.f_where_self(counts, &self.scale)?;
+        self.good_steps = good_steps.f_where_self(counts, &self.good_steps)?;
         Ok(halved)
     }
 }
@@ -62,7 +65,8 @@ mod tests {
     #[test]
     fn the_scale_halves_at_once_and_doubles_after_many_good_steps() {
         let update = |scale: &mut LossScale, overflowed: bool| {
-            scale.update(&Tensor::from_slice(&[overflowed])).unwrap().double_value(&[0])
+            let [overflowed, counts] = [overflowed, true].map(|b| Tensor::from_slice(&[b]));
+            scale.update(&overflowed, &counts).unwrap().double_value(&[0])
         };
         let mut scale = LossScale::new(SavedLossScale::default(), Device::Cpu).unwrap();
         assert_eq!(update(&mut scale, true), 1.0);
@@ -72,5 +76,9 @@ mod tests {
         let mut least = LossScale::new(SavedLossScale { scale: 1.0, good_steps: 7 }, Device::Cpu).unwrap();
         assert_eq!(update(&mut least, true), 0.0);
         assert_eq!(least.read().unwrap(), SavedLossScale { scale: 1.0, good_steps: 0 });
+        let [yes, no] = [true, false].map(|b| Tensor::from_slice(&[b]));
+        let before = scale.read().unwrap();
+        assert_eq!(scale.update(&yes, &no).unwrap().double_value(&[0]), 0.0);
+        assert_eq!(scale.read().unwrap(), before);
     }
 }

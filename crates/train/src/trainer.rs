@@ -186,7 +186,7 @@ impl<'a> Trainer<'a> {
             let before = self.progress.nimg;
             let after = before + stage.batch;
             let lr = self.learning_rate(after);
-            self.step(before, lr).or_else(|e| self.save().and(Err(e)))?;
+            self.step(before, lr)?;
             self.progress.nimg = after;
             let ticks = before / stage.tick() != after / stage.tick() || after == end;
             let is_due = stage.trajectory().is_due(before, after, end);
@@ -213,7 +213,7 @@ impl<'a> Trainer<'a> {
 
     /// One step, after `before` images: gradient, optimizer, averages. On a GPU it is queued and not waited for.
     fn step(&mut self, before: u64, lr: f64) -> Result<()> {
-        let (loss, mut grad) = self.gradient()?;
+        let (loss, mut grad) = self.gradient().or_else(|e| self.save().and(Err(e)))?;
         let verdict = self.judge.judge(&loss, &mut grad)?;
         self.optimizer.step(&mut self.weights.theta, grad, lr, &verdict)?;
         let (stage, taken) = (self.context.stage, verdict.taken());

@@ -3,7 +3,7 @@
 use crate::state::{state_bytes, state_path};
 use crate::{Checkpoint, JsonLines, METADATA, RunFolder};
 use lcsc_torch::{
-    Context, Device, ParamLayout, Result, Tensor, Weights, bail, download, pack_weights, serialize, synchronize,
+    Context, Device, ParamLayout, Result, Tensor, Weights, bail, catch, download, pack_weights, serialize, synchronize,
     write_atomic,
 };
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -40,7 +40,9 @@ impl Writer {
         let (jobs, queue) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("writer".into());
         let folder = run.clone();
-        let thread = thread.spawn(move || work(&folder, manifest, &queue)).at(run.path())?;
+        let thread = thread
+            .spawn(move || catch("writing to the run folder", || work(&folder, manifest, &queue)))
+            .at(run.path())?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread), failure: String::new() })
     }
 

@@ -64,7 +64,9 @@ fn under(prefix: &str, tensors: Named) -> Named {
 /// Initial weights with noise on them: some layers begin at zero.
 fn noisy(model: &Model, seed: u64, device: Device) -> Result<Weights> {
     let weights = model.layout.init(seed, device)?;
-    let noise = latents(seed, Stream::Noise, 0, 1, [model.layout.numel(), 1, 1], device)?.f_flatten(0, -1)?;
+    // On the CPU: drawing this many at once takes a multiple of their memory on a GPU.
+    let noise = latents(seed, Stream::Noise, 0, 1, [model.layout.numel(), 1, 1], Device::Cpu)?.f_flatten(0, -1)?;
+    let noise = noise.f_to(device)?;
     Ok(weights.with_theta(weights.theta.f_add(&noise.f_mul_scalar(0.02)?)?))
 }
 

@@ -7,7 +7,7 @@ use super::results::Results;
 use super::{Plan, run_search};
 use crate::args::SearchArgs;
 use crate::session::Session;
-use crate::{Ended, card, ui};
+use crate::{Ended, card, report, ui};
 use lcsc_metrics::Suite;
 use lcsc_report::{columns, figure};
 use lcsc_search::{Groups, Label, MethodName, Outcome, Row, SearchConfig};
@@ -32,6 +32,7 @@ pub fn command(session: &Session, args: &SearchArgs, name: &str, stages: &[Stage
     for path in [Some(stored.as_path()), args.json.as_deref()].into_iter().flatten() {
         write_json(path, &json).into_diagnostic()?;
     }
+    report::write(&session.run);
     Ok(Ended::Done)
 }
 
