@@ -47,7 +47,7 @@ pub fn write(run: &RunFolder) {
     let path = run.path().join(FILE);
     let made = Found::read(run).and_then(|found| found.page()?.write(&path).map_err(report_error));
     match made {
-        Ok(()) => ui::say!("report: {}", path.display()),
+        Ok(()) => tracing::info!("report: {}", path.display()),
         Err(e) => tracing::warn!("there is no report page: {e}"),
     }
 }
