@@ -571,7 +571,7 @@ fn assert_same(found: &Path, expected: &Path) {
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (name, bytes) in a {
         match name.to_str().unwrap() {
-            "state/state.safetensors" | "summary.json" => {}
+            "state/state.safetensors" | "summary.json" | "report.html" => {}
             log if log.ends_with(".jsonl") => {
                 assert_eq!(without_times(&found.join(log)), without_times(&expected.join(log)), "{log} differs");
             }
