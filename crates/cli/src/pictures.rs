@@ -2,7 +2,7 @@
 
 use crate::session::Session;
 use lcsc_diffusion::{Model, generate};
-use lcsc_metrics::Scorer;
+use lcsc_metrics::{Scorer, evenly_spaced};
 use lcsc_report::ImageBatch;
 use lcsc_torch::{Result, Stream, Tensor, Weights, to_u8};
 
@@ -29,8 +29,9 @@ pub fn nearest(images: &Tensor, scorer: &Scorer, real: &Tensor) -> Result<Option
     let distances = Tensor::f_cdist(&scorer.extractor.features(images)?, points, 2.0, None::<i64>)?;
     let (_, places) = distances.f_topk(kept, 1, false, true)?;
     // Of many real images evenly spaced ones are kept.
-    let places = (places * real.size()[0]).f_divide_scalar_mode(points.size()[0], "floor")?;
-    let neighbours = real.f_index_select(0, &places.f_flatten(0, -1)?.f_to(real.device())?)?.f_to(images.device())?;
+    let spaced = Tensor::f_from_slice(&evenly_spaced(real.size()[0]))?.f_to(real.device())?;
+    let places = spaced.f_index_select(0, &places.f_flatten(0, -1)?.f_to(real.device())?)?;
+    let neighbours = real.f_index_select(0, &places)?.f_to(images.device())?;
     let [n, c, h, w] = <[i64; 4]>::from(images.size4()?);
     let rows = Tensor::f_cat(&[images.f_unsqueeze(1)?, neighbours.f_view([n, kept, c, h, w])?], 1)?;
     Ok(Some(rows.f_flatten(0, 1)?))

@@ -52,7 +52,8 @@ pub fn write(run: &RunFolder) {
     }
 }
 
-fn report_error(e: lcsc_report::Error) -> Error {
+/// An error of the report crate as one of the others.
+pub fn report_error(e: lcsc_report::Error) -> Error {
     Error::msg(e.to_string())
 }
 

@@ -93,7 +93,7 @@ fn rows(columns: i64, bytes: i64) -> i64 {
 }
 
 /// The indices of min(n, 10,000) points, evenly spaced over 0..n.
-pub(crate) fn evenly_spaced(n: i64) -> Vec<i64> {
+pub fn evenly_spaced(n: i64) -> Vec<i64> {
     let m = n.min(POINTS);
     (0..m).map(|j| j * n / m).collect()
 }

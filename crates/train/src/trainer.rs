@@ -309,15 +309,13 @@ impl<'a> Trainer<'a> {
         let p = &mut self.progress;
         p.non_finite_steps += 1;
         p.non_finite_in_a_row += 1;
-        match stage.non_finite {
-            NonFinite::Skip if p.non_finite_in_a_row > MOST_SKIPPED => Err(Error::NonFinite(format!(
+        if stage.non_finite == NonFinite::Skip && p.non_finite_in_a_row > MOST_SKIPPED {
+            return Err(Error::NonFinite(format!(
                 "{place}: more than {MOST_SKIPPED} steps in a row were not finite. {remedy}"
-            ))),
-            NonFinite::Stop | NonFinite::Skip | NonFinite::Zero => {
-                tracing::warn!("{place} is not finite (policy {:?})", stage.non_finite);
-                Ok(())
-            }
+            )));
         }
+        tracing::warn!("{place} is not finite (policy {:?})", stage.non_finite);
+        Ok(())
     }
 
     /// Queues the checkpoints of this moment. Those of the stage's end are exact and of all tracks.

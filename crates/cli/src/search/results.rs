@@ -5,6 +5,7 @@ use super::{DEFAULT_NAME, Plan};
 use crate::doctor;
 use crate::merge::{self, Coefficient, Coefficients};
 use crate::pictures;
+use crate::report::report_error;
 use crate::session::Session;
 use crate::ui;
 use lcsc_metrics::Suite;
@@ -180,8 +181,4 @@ fn model_label(label: Label) -> ModelLabel {
         Label::Lcsc => ModelLabel::Lcsc,
         Label::Finetune => ModelLabel::Finetune,
     }
-}
-
-fn report_error(e: lcsc_report::Error) -> Error {
-    Error::msg(e.to_string())
 }
