@@ -112,11 +112,8 @@ impl Found {
 
     fn results(&self) -> Section {
         let Some(summary) = &self.summary else {
-            return section(
-                "Results",
-                "The search that the run makes is not finished: there is no result yet.",
-                vec![],
-            );
+            let state = "the search that the run makes is not finished".into();
+            return section("Results", "", vec![Part::Facts(vec![("none yet".into(), state)])]);
         };
         let m = &summary.metric;
         let text = format!(

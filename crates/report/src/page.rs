@@ -137,8 +137,7 @@ impl Page {
             let parts: Vec<View> =
                 s.parts.iter().filter_map(|part| part.view(wide).transpose()).collect::<Result<_>>()?;
             let anchor: String = s.title.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-            let is_seen = !parts.is_empty() || s.parts.is_empty() && !s.text.is_empty();
-            Ok(is_seen.then(|| context! { anchor, title => s.title, text => s.text, parts }))
+            Ok((!parts.is_empty()).then(|| context! { anchor, title => s.title, text => s.text, parts }))
         };
         let sections: Vec<_> = self.sections.iter().filter_map(|s| section(s).transpose()).collect::<Result<_>>()?;
         let mut environment = Environment::new();
@@ -183,6 +182,7 @@ mod tests {
                 section("Results", vec![Part::Table(table)]),
                 section("Loss", vec![plot(vec![(0.0, 1.0), (1.0, 2.0)])]),
                 section("Nothing", vec![plot(vec![])]),
+                section("Nothing at all", vec![]),
                 section("Images", vec![Part::Picture { png: b"png".to_vec(), caption: "samples".into() }]),
                 section("Facts", vec![Part::Facts(vec![("seed".into(), "0".into())])]),
                 section("Config", vec![Part::Text { summary: "config.toml".into(), text: "a = \"<b>\"".into() }]),
