@@ -147,7 +147,7 @@ pub fn without_times(log: &Path) -> Vec<Value> {
     let mut lines = json_lines(log);
     for line in &mut lines {
         let line = line.as_object_mut().unwrap();
-        ["seconds", "img_per_s"].iter().for_each(|key| drop(line.remove(*key)));
+        ["seconds", "img_per_s", "host_gib", "device_gib"].iter().for_each(|key| drop(line.remove(*key)));
     }
     lines
 }

@@ -53,6 +53,8 @@ pub enum Command {
     },
     /// A page to look at: results, samples, coefficients, curves; of several runs one that compares them.
     Report(ReportArgs),
+    /// Show in the terminal what a run is at, also one of another process or one that has ended; `q` leaves.
+    Watch(WatchArgs),
     /// Time what training and search are made of, beside what this machine can do at most.
     Bench(BenchArgs),
     /// Check, show or explain a config file.
@@ -343,6 +345,15 @@ pub struct ReportArgs {
     /// The page (default: report.html in the run's folder; of several runs comparison.html here).
     #[arg(long)]
     pub out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub struct WatchArgs {
+    /// Run folder.
+    pub run: PathBuf,
+    /// Print it once as plain text.
+    #[arg(long)]
+    pub once: bool,
 }
 
 #[derive(clap::Args)]

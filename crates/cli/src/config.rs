@@ -138,6 +138,7 @@ impl Config {
         for stage in &mut stages {
             // These change what is logged and when, not what is trained.
             stage.tick_nimg = None;
+            stage.sample_nimg = None;
             stage.state_minutes = 0.0;
             if let Some(trajectory) = &mut stage.trajectory {
                 trajectory.disk_budget_gib = None;

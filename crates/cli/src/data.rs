@@ -1,9 +1,10 @@
 //! `lcsc data`: prepares, shows and fetches datasets.
 
+use crate::progress::{BYTES, bar};
 use crate::session::cache_folder;
 use crate::{Ended, pictures, ui};
 use clap::{Subcommand, ValueEnum};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use lcsc_data::{CIFAR10, Crop, DataConfig, Dataset, INCEPTION, OnCorrupt, Split, convert, fetch, summarize};
 use miette::{IntoDiagnostic, miette};
 use std::path::PathBuf;
@@ -118,17 +119,17 @@ pub fn command(command: &DataCommand, signals: &ui::Signals) -> miette::Result<E
 
 fn convert_command(args: &ConvertArgs, signals: &ui::Signals) -> miette::Result<()> {
     signals.listen()?;
-    let bar = ui::bar(0, "images");
+    let bar = bar("converting", 0, "images");
     let images = convert(&args.source.config(), &args.to, &bar, &|| signals.stop()).into_diagnostic()?;
-    bar.finish_and_clear();
+    drop(bar);
     ui::say!("{}: {images} images", args.to.display());
     Ok(())
 }
 
 fn info(args: &InfoArgs) -> miette::Result<()> {
-    let bar = ui::bar(0, "images");
+    let bar = bar("reading", 0, "images");
     let data = Dataset::open(&args.source.config(), &bar).into_diagnostic()?;
-    bar.finish_and_clear();
+    drop(bar);
     let summary = summarize(&data).into_diagnostic()?;
     let (n, channels, h, w) = data.images.size4().into_diagnostic()?;
     ui::say!("{}", data.name);
@@ -139,7 +140,7 @@ fn info(args: &InfoArgs) -> miette::Result<()> {
     ui::say!("hash      {}", data.hash);
     if let Some(path) = &args.sheet {
         let shown = data.images.narrow(0, 0, n.min(pictures::SHEET as i64));
-        let sheet = pictures::batch(&shown).into_diagnostic()?;
+        let sheet = lcsc_train::image_batch(&shown).into_diagnostic()?;
         lcsc_report::write_grid(path, &sheet, pictures::COLUMNS as usize).into_diagnostic()?;
         ui::say!("sheet     {}", path.display());
     }
@@ -169,18 +170,11 @@ fn fetch_command(args: &FetchArgs) -> miette::Result<()> {
         Published::Cifar10 => CIFAR10,
         Published::Inception => INCEPTION,
     };
-    let bar = bytes_bar(remote.file);
+    let bar = bar(&format!("fetching {}", remote.file), 0, BYTES);
     let path = fetch(&remote, args.url.as_deref(), &folder, &bar).into_diagnostic()?;
-    bar.finish_and_clear();
+    drop(bar);
     ui::say!("{}", path.display());
     Ok(())
-}
-
-/// A bar over the bytes of a file.
-fn bytes_bar(file: &str) -> ProgressBar {
-    let template = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ui::bar(0, "bytes").with_style(style).with_message(format!("fetching {file}"))
 }
 
 #[cfg(test)]

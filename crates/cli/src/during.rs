@@ -2,8 +2,10 @@
 
 use crate::search::{Material, Plan, Results, run_search};
 use crate::session::Session;
+use lcsc_report::tensorboard::{EventFile, Step};
 use lcsc_search::{Coefficients, Label, Model, Row, Saved, SearchConfig};
 use lcsc_torch::{Error, Result, write_atomic};
+use lcsc_train::report_error;
 use lcsc_trajectory::JsonLines;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -109,6 +111,9 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
         results.write_merged(&session.run.merged())?;
     }
     log.append_durable(&now)?;
+    let values = Step::default().scalar("FD/best EMA", fd_ema).scalar("FD/LCSC", fd_lcsc);
+    let events = EventFile::begin(&session.run.tensorboard("search/during"), nimg);
+    events.and_then(|mut events| events.write(nimg, values)).map_err(report_error)?;
     Ok(true)
 }
 

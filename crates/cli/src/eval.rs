@@ -2,7 +2,7 @@
 
 use crate::args::{EvalArgs, Metric};
 use crate::card::Card;
-use crate::{Ended, card, extractor, reference, sample, session, ui};
+use crate::{Ended, card, extractor, progress, reference, sample, session, ui};
 use lcsc_data::{DataConfig, Dataset, Split};
 use lcsc_diffusion::{LatentSet, Model, SamplerConfig};
 use lcsc_metrics::{Evaluation, Extractor, ExtractorConfig, MetricConfig, Metrics, Results, Scorer, Suite};
@@ -195,13 +195,13 @@ fn measure(args: &EvalArgs, source: &Source, scorers: &[Scorer], n: u64, device:
     };
     let of = |(i, scorer)| Evaluation::new(scorer, n, if i == 0 { asked(scorer) } else { Metrics::default() });
     let mut evaluations = scorers.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
-    let bar = ui::bar(n, "images");
+    let bar = progress::bar("sampling and measuring", n, "images");
     source.chunks(args, n, device, |images| {
         evaluations.iter_mut().try_for_each(|evaluation| evaluation.add(images))?;
         bar.inc(images.size()[0] as u64);
         Ok(())
     })?;
-    bar.finish_and_clear();
+    drop(bar);
     evaluations.into_iter().map(Evaluation::finish).collect()
 }
 

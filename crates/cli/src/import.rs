@@ -5,7 +5,7 @@ mod sources;
 use crate::args::ImportArgs;
 use crate::card::Card;
 use crate::config::{self, Config, Loaded};
-use crate::{Ended, naming, ui};
+use crate::{Ended, naming, progress, ui};
 use lcsc_data::Dataset;
 use lcsc_diffusion::Model;
 use lcsc_torch::{Context, Error, Result, StorageDtype, Weights, bail, catch, pack_weights, serialize, write_atomic};
@@ -46,9 +46,9 @@ impl Target {
         let image = config.image(&data);
         let Some(stage) = config.searched_stage() else { miette::bail!("the config has no stage to search") };
         let model = config.model(stage, image);
-        let bar = ui::bar(0, "images");
+        let bar = progress::bar("reading the data", 0, "images");
         let hash = Dataset::open(&config.data, &bar).into_diagnostic()?.hash;
-        bar.finish_and_clear();
+        drop(bar);
         let card = Card::new(&config, image, &hash);
         let stage = stage.clone();
         Ok(Self { config, model, order, card, stage })
@@ -88,7 +88,7 @@ fn trajectory(args: &ImportArgs, target: &Target, signals: &ui::Signals) -> Resu
 fn fill(args: &ImportArgs, target: &Target, files: &[Source], folder: &Path, signals: &ui::Signals) -> Result<()> {
     let run = RunFolder::create(folder)?;
     let mut writer = Writer::start(&run)?;
-    let bar = ui::bar(files.len() as u64, "files");
+    let bar = progress::bar("importing", files.len() as u64, "files");
     let mut first: Option<Weights> = None;
     for Source { nimg, track, path } in files {
         if signals.stop() {
@@ -107,7 +107,7 @@ fn fill(args: &ImportArgs, target: &Target, files: &[Source], folder: &Path, sig
         bar.inc(1);
     }
     writer.finish()?;
-    bar.finish_and_clear();
+    drop(bar);
     let list: String = files.iter().map(|source| format!("{source}\n")).collect();
     write_atomic(run.imported(), list.as_bytes())?;
     let text = target.config.to_toml().map_err(|e| Error::msg(e.to_string()))?;

@@ -18,6 +18,7 @@ mod merge;
 mod naming;
 mod pictures;
 mod problems;
+mod progress;
 mod read_config;
 mod reference;
 mod report;
@@ -27,6 +28,7 @@ mod search;
 mod session;
 mod train;
 mod ui;
+mod watch;
 
 use args::{Args, Command, ConfigCommand};
 use clap::{CommandFactory, Parser};
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         }
         Err(report) => {
             eprintln!("{report:?}");
+            ui::keep_error(&report);
             ExitCode::FAILURE
         }
     }
@@ -73,6 +76,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Data(command) => data::command(&command, signals),
         Command::Doctor { config } => doctor::command(config.as_deref()),
         Command::Report(a) => report::command(&a),
+        Command::Watch(a) => watch::command(&a),
         Command::Bench(a) => bench::command(&a),
         Command::Config(command) => config_command(command),
         Command::Completions { shell } => {

@@ -3,7 +3,6 @@
 use crate::session::Session;
 use lcsc_diffusion::{Model, generate};
 use lcsc_metrics::{Scorer, evenly_spaced};
-use lcsc_report::ImageBatch;
 use lcsc_torch::{Result, Stream, Tensor, Weights, to_u8};
 
 /// Images a row of a sheet.
@@ -35,13 +34,4 @@ pub fn nearest(images: &Tensor, scorer: &Scorer, real: &Tensor) -> Result<Option
     let [n, c, h, w] = <[i64; 4]>::from(images.size4()?);
     let rows = Tensor::f_cat(&[images.f_unsqueeze(1)?, neighbours.f_view([n, kept, c, h, w])?], 1)?;
     Ok(Some(rows.f_flatten(0, 1)?))
-}
-
-/// Images u8 [N,C,H,W] as bytes.
-pub fn batch(images: &Tensor) -> Result<ImageBatch> {
-    let images = images.f_to(lcsc_torch::Device::Cpu)?.f_contiguous()?;
-    let (n, c, h, w) = images.size4()?;
-    let mut data = vec![0u8; images.numel()];
-    images.f_copy_data(&mut data, images.numel())?;
-    Ok(ImageBatch { data, n: n as usize, channels: c as usize, height: h as usize, width: w as usize })
 }

@@ -2,12 +2,11 @@
 
 use crate::args::ReportArgs;
 use crate::merge::{self, Coefficient, Coefficients};
-use crate::search::EVALUATIONS;
-use crate::{Ended, ui};
+use crate::{Ended, search, ui};
 use lcsc_report::{Cell, Mark, Page, Part, Plot, Row, Section, Series, Summary, Table, figure};
 use lcsc_search::{Evaluation, Model, Origin, Phase, Record};
-use lcsc_torch::{Context, Error, Result};
-use lcsc_train::Tick;
+use lcsc_torch::{Context, Result};
+use lcsc_train::{Tick, report_error};
 use lcsc_trajectory::{JsonLines, RunFolder};
 use miette::IntoDiagnostic;
 use std::collections::BTreeSet;
@@ -52,11 +51,6 @@ pub fn write(run: &RunFolder) {
     }
 }
 
-/// An error of the report crate as one of the others.
-pub fn report_error(e: lcsc_report::Error) -> Error {
-    Error::msg(e.to_string())
-}
-
 /// What a run folder has for a page.
 struct Found {
     name: String,
@@ -81,10 +75,10 @@ impl Found {
         let config = std::fs::read_to_string(run.config_path()).at(run.config_path())?;
         let summary = run.summary().exists().then(|| Summary::read(run.summary()));
         let summary = summary.transpose().map_err(report_error)?;
-        let coefficients = run.search(crate::search::DEFAULT_NAME).join(merge::COEFFICIENTS);
+        let coefficients = run.search(search::DEFAULT_NAME).join(merge::COEFFICIENTS);
         let named = folder.canonicalize().at(&folder)?.file_name().map(|n| n.to_string_lossy().into_owned());
-        let mut searches = Vec::new();
-        find_searches(&folder.join("search"), "", &mut searches)?;
+        let searched = |(name, log): (String, PathBuf)| Ok(Searched { name, evaluations: evaluations(&log)? });
+        let searches = search::logs(run)?.into_iter().map(searched).collect::<Result<_>>()?;
         Ok(Self {
             name: named.unwrap_or_default(),
             config,
@@ -185,7 +179,7 @@ impl Found {
     }
 
     fn default_search(&self) -> Option<&[Evaluation]> {
-        let is_default = |s: &&Searched| s.name == crate::search::DEFAULT_NAME;
+        let is_default = |s: &&Searched| s.name == search::DEFAULT_NAME;
         self.searches.iter().find(is_default).map(|s| s.evaluations.as_slice())
     }
 
@@ -244,27 +238,15 @@ fn track(checkpoint: &Coefficient) -> &str {
     name.strip_suffix(".safetensors").unwrap_or(name)
 }
 
-/// The searches below a folder, studies among them.
-fn find_searches(folder: &Path, name: &str, searches: &mut Vec<Searched>) -> Result<()> {
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    let log = folder.join(EVALUATIONS);
-    if log.exists() {
-        let evaluations = JsonLines::<Record>::read(&log)?.into_iter().filter_map(|record| match record {
+/// The scores in the log of a search.
+fn evaluations(log: &Path) -> Result<Vec<Evaluation>> {
+    let records = JsonLines::<Record>::read(log)?.into_iter();
+    Ok(records
+        .filter_map(|record| match record {
             Record::Evaluation(e) => Some(e),
             Record::Header(_) | Record::Claim(_) => None,
-        });
-        searches.push(Searched { name: name.to_string(), evaluations: evaluations.collect() });
-    }
-    let mut below: Vec<PathBuf> =
-        std::fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect()).at(folder)?;
-    below.sort();
-    for path in below {
-        let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
-        find_searches(&path, &if name.is_empty() { file } else { format!("{name}/{file}") }, searches)?;
-    }
-    Ok(())
+        })
+        .collect())
 }
 
 /// Several runs side by side.

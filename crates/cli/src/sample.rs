@@ -1,10 +1,11 @@
 //! `lcsc sample`: images from a weights file.
 
 use crate::args::SampleArgs;
-use crate::{Ended, card, pictures, session, ui};
+use crate::{Ended, card, progress, session, ui};
 use lcsc_diffusion::{Denoiser, Draw, LatentSet, SamplerConfig, generate, random_classes};
 use lcsc_report::ImageBatch;
-use lcsc_torch::{Context, Device, Error, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
+use lcsc_torch::{Context, Device, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
+use lcsc_train::{image_batch, report_error};
 use miette::IntoDiagnostic;
 use npyz::WriterBuilder;
 use npyz::npz::NpzWriter;
@@ -54,7 +55,7 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     let (card, model, weights) = card::open(&args.weights, device)?;
     let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
     output.prepare().into_diagnostic()?;
-    let bar = ui::bar(args.n, "images");
+    let bar = progress::bar("sampling", args.n, "images");
     let latents = LatentSet { seed: args.seed, stream: Stream::SampleLatents, n: args.n, chunk: args.machine.chunk };
     let images = catch("sampling", || {
         let mut all = Vec::new();
@@ -66,7 +67,7 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
         Ok(Tensor::f_cat(&all, 0)?)
     })
     .into_diagnostic()?;
-    bar.finish_and_clear();
+    drop(bar);
     let seed = derive_seed(args.seed, Stream::SampleLatents, 0);
     let classes = random_classes(seed, 0, args.n as usize, card.image.label_dim, Device::Cpu);
     write(&output, &images, classes.as_ref()).into_diagnostic()?;
@@ -97,9 +98,9 @@ fn write(output: &Output, images: &Tensor, classes: Option<&Tensor>) -> Result<(
         Output::Npz(path) => write_npz(path, images, classes),
         Output::Sheet(path) => {
             let columns = (images.size()[0] as f64).sqrt().ceil() as usize;
-            lcsc_report::write_grid(path, &pictures::batch(images)?, columns).map_err(|e| Error::msg(e.to_string()))
+            lcsc_report::write_grid(path, &image_batch(images)?, columns).map_err(report_error)
         }
-        Output::Folder(path) => write_pngs(path, &pictures::batch(images)?),
+        Output::Folder(path) => write_pngs(path, &image_batch(images)?),
     }
 }
 
@@ -132,7 +133,7 @@ fn add_array<T: npyz::AutoSerialize>(
 fn write_pngs(folder: &Path, images: &ImageBatch) -> Result<()> {
     for i in 0..images.n {
         let path = folder.join(format!("img{i:08}.png"));
-        lcsc_report::write_image(path, images, i).map_err(|e| Error::msg(e.to_string()))?;
+        lcsc_report::write_image(path, images, i).map_err(report_error)?;
     }
     Ok(())
 }

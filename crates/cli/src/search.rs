@@ -1,5 +1,6 @@
 //! LCSC on the checkpoints of a run.
 
+mod events;
 mod material;
 mod remembered;
 mod results;
@@ -12,7 +13,8 @@ pub use studies::Compared;
 use crate::args::SearchArgs;
 use crate::config::{self, Config};
 use crate::session::Session;
-use crate::{Ended, during, report, train, ui};
+use crate::{Ended, during, progress, report, train, ui};
+use events::Events;
 use lcsc_diffusion::SamplerConfig;
 use lcsc_metrics::Suite;
 use lcsc_search::{Budget, Coefficients, Fitness, Outcome, Run, SampledFitness, SearchConfig, Setting, When, Worker};
@@ -21,6 +23,7 @@ use lcsc_train::{StageRecord, Trainer};
 use lcsc_trajectory::{RunFolder, TrainingState};
 use miette::IntoDiagnostic;
 use remembered::Remembered;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The search that `lcsc run` makes, and whose merged model is the run's.
@@ -108,6 +111,32 @@ impl Plan {
     }
 }
 
+/// The logs of all searches of a run, under the searches' names.
+///
+/// # Errors
+/// A folder cannot be read.
+pub fn logs(run: &RunFolder) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![(String::new(), run.path().join("search"))];
+    while let Some((name, folder)) = folders.pop() {
+        let log = folder.join(EVALUATIONS);
+        if log.exists() {
+            found.insert(name.clone(), log);
+        }
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder).at(&folder)? {
+            let path = entry.at(&folder)?.path();
+            let below = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push((if name.is_empty() { below } else { format!("{name}/{below}") }, path));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Searches, with progress; what `remembered` holds is not computed again. None: a signal came, all scores are in the log.
 pub fn run_search(
     session: &Session,
@@ -137,28 +166,38 @@ pub fn run_search(
         methods.join(", "),
         worker.as_ref().map_or(String::new(), |w| format!(", worker {}", w.id()))
     );
-    let bar = ui::bar(0, "candidates");
-    let mut progress = |p: &lcsc_search::Progress| show(&bar, p);
+    let shared = worker.as_ref().map_or_else(String::new, |w| format!("-worker-{}", w.id()));
+    let of_search = session.run.tensorboard(&format!("search/{}{shared}", plan.name));
+    let mut events = Events::begin(&of_search, material.partition.names());
+    let bar = progress::bar("searching", 0, "candidates");
+    let mut note = |p: &lcsc_search::Progress| {
+        show(&bar, p);
+        events.note(p);
+    };
     let (log_path, stop) = (folder.join(EVALUATIONS), || session.signals.stop());
-    let run = Run { seed: session.config.seed, log_path: &log_path, worker, stop: &stop, progress: &mut progress };
+    let run = Run { seed: session.config.seed, log_path: &log_path, worker, stop: &stop, progress: &mut note };
     let space = material.space(session, suite, plan);
     let outcome = match remembered {
         Some(scores) => lcsc_search::run(&space, &plan.search, &mut scores.before(&mut fitness), run),
         None => lcsc_search::run(&space, &plan.search, &mut fitness as &mut dyn Fitness, run),
     };
-    bar.finish_and_clear();
-    if let Some(doubt) = outcome.as_ref().ok().and_then(Option::as_ref).and_then(|o| o.doubt(&plan.search)) {
-        tracing::warn!("{doubt}");
+    drop(bar);
+    if let Ok(Some(outcome)) = &outcome {
+        events.finish(outcome);
+        if let Some(doubt) = outcome.doubt(&plan.search) {
+            tracing::warn!("{doubt}");
+        }
     }
     outcome
 }
 
-/// Shows how far a search got: on a terminal always, else now and then as a line.
+/// Shows how far a search got.
 fn show(bar: &indicatif::ProgressBar, p: &lcsc_search::Progress) {
     bar.set_message(format!("{}: best FD {:.4}", p.evaluation.phase, p.best));
     p.total.inspect(|&total| bar.set_length(total));
-    bar.set_position(p.done);
-    if bar.is_hidden() && !p.replayed && (p.done.is_multiple_of(100) || p.total == Some(p.done)) {
-        tracing::info!("{}: {} scored, best FD {:.4}", p.evaluation.phase, p.done, p.best);
+    if p.replayed {
+        progress::jump(bar, p.done);
+    } else {
+        bar.set_position(p.done);
     }
 }

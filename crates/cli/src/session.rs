@@ -3,7 +3,7 @@
 use crate::card::Card;
 use crate::config::{Config, Loaded};
 use crate::search::{DEFAULT_NAME, EVALUATIONS};
-use crate::{extractor, ui};
+use crate::{extractor, progress, ui};
 use lcsc_data::Dataset;
 use lcsc_metrics::{Preparation, RealImages, Suite};
 use lcsc_torch::{Device, Error, Precision, Result, allow_tf32, catch, default_threads, set_cpu_threads, write_atomic};
@@ -35,6 +35,7 @@ impl<'a> Session<'a> {
     pub fn open(loaded: Loaded, run: RunFolder, signals: &'a ui::Signals, shared: bool) -> miette::Result<Self> {
         let Loaded { config, data: info } = loaded;
         let lock = if shared { run.lock_shared() } else { run.lock() }.into_diagnostic()?;
+        ui::log_to(&run.log()).into_diagnostic()?;
         let device = machine(config.device, config.threads)?;
         allow_tf32(config.precision == Precision::Tf32).into_diagnostic()?;
         let data = dataset(&config.data, device)?;
@@ -76,9 +77,9 @@ pub fn machine(device: lcsc_torch::DeviceChoice, threads: Option<usize>) -> miet
 
 /// A dataset on the device, read with a progress bar.
 pub fn dataset(config: &lcsc_data::DataConfig, device: Device) -> miette::Result<Dataset> {
-    let bar = ui::bar(0, "images");
+    let bar = progress::bar("reading the data", 0, "images");
     let data = catch("reading the data", || Dataset::open(config, &bar)?.to_device(device)).into_diagnostic()?;
-    bar.finish_and_clear();
+    drop(bar);
     let (n, classes) = (data.images.size()[0], data.classes);
     tracing::info!(
         "{}: {n} images, {}",
@@ -99,16 +100,16 @@ pub fn preparing<T>(
 ) -> miette::Result<T> {
     let real =
         RealImages { images: &data.images, labels: data.labels.as_ref(), classes: data.classes, hash: &data.hash };
-    let bar = ui::bar(0, "steps");
-    let progress = |what: &str, done, total| {
+    let bar = progress::bar("preparing the metric", 0, "steps");
+    let show = |what: &str, done, total| {
         bar.set_message(what.to_string());
         bar.set_length(total);
         bar.set_position(done);
     };
     let cache = cache_folder();
-    let preparation = Preparation { real, seed, device, cache: cache.as_deref(), kept, progress: &progress };
+    let preparation = Preparation { real, seed, device, cache: cache.as_deref(), kept, progress: &show };
     let made = catch("preparing the metric", || work(&preparation));
-    bar.finish_and_clear();
+    drop(bar);
     made.into_diagnostic()
 }
 

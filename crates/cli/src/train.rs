@@ -1,9 +1,9 @@
 //! The stages of training, one after the other.
 
 use crate::config::Config;
-use crate::during;
 use crate::session::Session;
-use crate::ui;
+use crate::{during, progress};
+use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
 use lcsc_search::When;
 use lcsc_torch::{Error, Result, SafeFile, Weights, bail, catch, load_weights};
 use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
@@ -65,6 +65,7 @@ fn train_stage(
         None => None,
         Some(source) => Some((&teacher_model, weights(session, source, &teacher_model)?)),
     };
+    let sampler = sampler(&session.config, stage);
     let card = serde_json::to_value(&session.card).map_err(|e| Error::msg(format!("metadata: {e}")))?;
     let context = StageContext {
         run: &session.run,
@@ -74,6 +75,7 @@ fn train_stage(
         teacher,
         data: &session.data,
         seed: session.config.seed,
+        sampler: &sampler,
         device: session.device,
         config_hash: &session.training_hash,
         card: &card,
@@ -106,15 +108,29 @@ fn train_stage(
             }
         }
         let next = (trainer.nimg() / every + 1) * every;
-        let bar = ui::bar(end, "images");
-        bar.set_position(trainer.nimg());
+        let bar = progress::bar(&stage.name, end, "images");
+        progress::jump(&bar, trainer.nimg());
         let ended = trainer.train_until(next, &|| session.signals.stop(), &bar)?;
-        bar.finish_and_clear();
+        drop(bar);
         if ended == Ended::Stopped {
             return Ok(None);
         }
     }
     Ok(Some(trainer.record()))
+}
+
+/// What a stage is sampled with on the way: what the run samples with where it is the stage that is searched.
+fn sampler(config: &Config, stage: &StageConfig) -> SamplerConfig {
+    if config.searched_stage().is_some_and(|searched| searched.name == stage.name) {
+        return config.sampler.clone();
+    }
+    match stage.objective {
+        ObjectiveConfig::Edm(_) => SamplerConfig::Heun(Default::default()),
+        ObjectiveConfig::Ddpm(_) => SamplerConfig::Ddim(Default::default()),
+        ObjectiveConfig::Cd(_) | ObjectiveConfig::Ct(_) | ObjectiveConfig::Ict(_) | ObjectiveConfig::Ect(_) => {
+            SamplerConfig::Consistency(Default::default())
+        }
+    }
 }
 
 /// The end of an earlier stage, or a file.

@@ -1,18 +1,25 @@
-//! What people see while a command works, and the signals they send.
+//! What people are told while a command works, and the signals they send.
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::MultiProgress;
 use miette::IntoDiagnostic;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
-use tracing_subscriber::EnvFilter;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+/// All progress bars.
+pub static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 static QUIET: AtomicBool = AtomicBool::new(false);
+/// `log.txt` of the run that is worked on.
+static RUN_LOG: Mutex<Option<File>> = Mutex::new(None);
 
-/// Log lines go to standard error, above the progress bars.
+/// Log lines go to standard error, above the progress bars, and to the log of the run.
 pub fn start_logging(quiet: bool, verbose: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
     let level = match (quiet, verbose) {
@@ -22,13 +29,30 @@ pub fn start_logging(quiet: bool, verbose: bool) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .without_time()
-        .with_target(false)
-        .with_ansi(colours)
-        .with_writer(|| AboveBars)
-        .init();
+    let shown = fmt::layer().without_time().with_target(false).with_ansi(colours).with_writer(|| AboveBars);
+    let kept = fmt::layer().with_target(false).with_ansi(false).with_writer(|| RunLog);
+    tracing_subscriber::registry().with(shown.with_filter(filter)).with(kept.with_filter(LevelFilter::INFO)).init();
+}
+
+/// From now on log lines also go to the end of this file.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn log_to(path: &Path) -> lcsc_torch::Result<()> {
+    use lcsc_torch::Context;
+    let file = File::options().create(true).append(true).open(path).at(path)?;
+    *RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    Ok(())
+}
+
+/// Notes in the log of the run what a command ended with; it is shown already.
+pub fn keep_error(report: &miette::Report) {
+    let _ = writeln!(RunLog, "{}", format!("ERROR {report}").replace('\n', " "));
+}
+
+/// Whether progress is not to be shown.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
 }
 
 struct AboveBars;
@@ -40,6 +64,22 @@ impl Write for AboveBars {
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
+    }
+}
+
+/// The log of the run; a full disk must not end what is told about.
+pub struct RunLog;
+
+impl Write for RunLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Some(file) = &mut *RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = file.write_all(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -58,16 +98,6 @@ pub fn refuse_existing(path: &Path) -> miette::Result<()> {
         true => Err(miette::miette!("{}: exists already; choose another name, or remove it", path.display())),
         false => Ok(()),
     }
-}
-
-/// A bar over `total` things called `unit`; hidden where standard error is no terminal.
-pub fn bar(total: u64, unit: &str) -> ProgressBar {
-    if QUIET.load(Ordering::Relaxed) || !std::io::stderr().is_terminal() {
-        return ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
-    }
-    let template = format!("{{msg}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}} left");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    BARS.add(ProgressBar::new(total).with_style(style))
 }
 
 /// SIGINT and SIGTERM: the first asks to stop after saving, the second ends the process at once.

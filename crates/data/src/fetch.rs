@@ -160,6 +160,9 @@ fn receive(
     let total = header(&response, "content-length").and_then(|n| n.parse::<u64>().ok()).map(|n| n.saturating_add(have));
     bar.set_length(total.unwrap_or(limit));
     bar.set_position(have);
+    // What was there before counts for no rate.
+    bar.tick();
+    bar.reset_eta();
     let mut body = response.into_body().into_reader();
     let mut buffer = vec![0; 1 << 16];
     loop {

@@ -11,6 +11,7 @@ mod lpips;
 mod model;
 mod objective;
 mod precond;
+mod quartiles;
 mod sampler;
 mod schedule;
 mod solver;
@@ -26,11 +27,12 @@ pub use gradient::generate_backward;
 pub use grid::{Spacing, karras_sigmas};
 pub use lpips::{Lpips, LpipsConfig, LpipsNetwork};
 pub use model::{Conditioning, Denoiser, Model, one_hot, random_classes};
-pub use objective::{Networks, Objective, ObjectiveConfig, Round, Span};
+pub use objective::{Losses, Networks, Objective, ObjectiveConfig, Round, Span};
 pub use precond::{
     Coefficients, DdpmPreconditioning, EdmPreconditioning, IddpmPreconditioning, Preconditioning,
     PreconditioningConfig, SIGMA_DATA, Scalings, TimeInput, VePreconditioning, VpPreconditioning,
 };
+pub use quartiles::{QUARTERS, Quartiles};
 pub use sampler::{Churn, ConsistencyConfig, DpmConfig, GridConfig, OdeConfig, SamplerConfig};
 pub use schedule::{DiscreteSchedule, VpSchedule};
 pub use solver::{Samples, sample};

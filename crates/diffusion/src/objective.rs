@@ -160,6 +160,14 @@ pub struct Networks<'a, 'm> {
     pub teacher: Option<&'a Denoiser<'m>>,
 }
 
+/// The losses of a round.
+pub struct Losses {
+    /// Of each image, f32 [B], with gradient to the online network's parameters.
+    pub loss: Tensor,
+    /// The noise level at which it was trained (the higher of two), f32 [B].
+    pub sigma: Tensor,
+}
+
 /// An objective that is ready to train for.
 pub struct Objective {
     config: ObjectiveConfig,
@@ -176,32 +184,32 @@ impl Objective {
         Ok(Self { config: config.clone(), distance })
     }
 
-    /// The loss of each image of a round, f32 [B], with gradient to the online network's parameters.
+    /// The loss of each image of a round.
     ///
     /// # Errors
     /// The teacher is missing, or the device has no room.
-    pub fn loss(&self, nets: &Networks, round: &Round) -> Result<Tensor> {
+    pub fn loss(&self, nets: &Networks, round: &Round) -> Result<Losses> {
         let y = round.images;
         seed_torch(round.seed, Stream::Noise, round.nimg);
         let draws = (y.size()[0], y.device());
         let normal = || Tensor::randn([draws.0], (Kind::Float, draws.1));
         let uniform = || Tensor::rand([draws.0], (Kind::Double, draws.1));
         let plain = |x: &Tensor, sigma: &Tensor| round.denoise(nets.online, Scalings::Plain, x, sigma);
-        match &self.config {
+        let (loss, sigma) = match &self.config {
             ObjectiveConfig::Edm(c) => {
                 let (rnd_normal, noise) = (normal(), y.randn_like());
                 let sigma = (rnd_normal * c.p_std + c.p_mean).exp();
-                Ok(edm_loss(plain, y, &sigma, &noise, sigma_data(nets.online)))
+                (edm_loss(plain, y, &sigma, &noise, sigma_data(nets.online)), sigma)
             }
             ObjectiveConfig::Ddpm(DdpmConfig {}) => {
                 let (sigma, noise) = (nets.online.model().preconditioning.training_sigma(&uniform())?, y.randn_like());
-                Ok(ddpm_loss(plain, y, &sigma, &noise))
+                (ddpm_loss(plain, y, &sigma, &noise), sigma)
             }
             ObjectiveConfig::Ect(c) => {
                 let (rnd_normal, noise) = (normal(), y.randn_like());
                 let t = (rnd_normal * c.p_std + c.p_mean).exp();
                 let r = c.t_to_r(&t, c.stage(round.stage_nimg));
-                Ok(ect_loss(plain, y, &t, &r, &noise, c.c))
+                (ect_loss(plain, y, &t, &r, &noise, c.c), t)
             }
             ObjectiveConfig::Cd(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
@@ -211,7 +219,7 @@ impl Objective {
                 let x_t = round.noised(&noise, &levels.t);
                 let x_r = teacher_step(step, c.solver, &x_t, &levels.t, &levels.r);
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, (&x_t, &x_r));
-                Ok(distance * c.weighting.of(&levels.t))
+                (distance * c.weighting.of(&levels.t), levels.t)
             }
             ObjectiveConfig::Ct(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
@@ -219,7 +227,7 @@ impl Objective {
                 let levels = Levels::drawn(&c.grid.sigmas(num_scales), &evenly(&u, num_scales - 1))?;
                 let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
-                Ok(distance * c.weighting.of(&levels.t))
+                (distance * c.weighting.of(&levels.t), levels.t)
             }
             ObjectiveConfig::Ict(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
@@ -227,9 +235,10 @@ impl Objective {
                 let levels = Levels::drawn(&sigmas, &lognormally(c, &u, &sigmas)?)?;
                 let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
-                Ok(distance / (levels.t - levels.r))
+                (distance / (&levels.t - levels.r), levels.t)
             }
-        }
+        };
+        Ok(Losses { loss, sigma })
     }
 
     /// d between the online network's output at t and the target's at r.

@@ -1,4 +1,5 @@
-//! What a run leaves for people to look at: contact sheets of samples, the table of results, and a page with all of it.
+//! What a run leaves for people to look at: contact sheets of samples, the table of results, a page with all of it, and
+//! TensorBoard's event files.
 //!
 //! Plain numbers and images in, files and text out: nothing here knows models.
 
@@ -9,6 +10,7 @@ mod grid;
 mod page;
 mod plot;
 mod summary;
+pub mod tensorboard;
 
 pub use columns::columns;
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ mod device;
 mod error;
 mod guard;
 mod layout;
+mod memory;
 mod noise;
 mod optim;
 mod pixels;
@@ -22,6 +23,7 @@ pub use device::{
 pub use error::{Context, Error, Invalid, Result};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
+pub use memory::{device_memory, host_memory};
 pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, standard_normal, unit_f64};
 pub use optim::{AdamConfig, Optimizer, OptimizerConfig, Verdict};
 pub use pixels::{to_float, to_u8};

@@ -1,5 +1,6 @@
 //! What one stage of training is.
 
+use crate::log::SHEET;
 use lcsc_diffusion::{ObjectiveConfig, Span};
 use lcsc_torch::{Invalid, OptimizerConfig};
 use lcsc_trajectory::{EmaConfig, TrajectoryConfig};
@@ -52,6 +53,10 @@ pub struct StageConfig {
     /// Images between two lines of the log; by default a fiftieth of the stage, at most 50,000.
     #[serde(default)]
     pub tick_nimg: Option<u64>,
+    /// Images between two sheets of samples in `samples/`; 0 makes none. By default a tenth of the stage, and never so often
+    /// that sampling takes more than about two per cent of the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_nimg: Option<u64>,
     /// Minutes after which the training state is saved. It is saved at the end and on a signal, too.
     #[serde(default = "default_state_minutes")]
     pub state_minutes: f64,
@@ -130,6 +135,14 @@ impl StageConfig {
     /// Images between two lines of the log.
     pub fn tick(&self) -> u64 {
         self.tick_nimg.unwrap_or((self.nimg / 50).min(MOST_TICK)).max(self.batch)
+    }
+
+    /// Images between two sheets of samples of `nfe` network evaluations an image; none where none are made.
+    pub fn samples_every(&self, nfe: usize) -> Option<u64> {
+        // Training an image costs three evaluations.
+        let dear = SHEET * nfe as u64 * 50 / 3;
+        let every = self.sample_nimg.unwrap_or_else(|| (self.nimg / 10).max(dear));
+        (every > 0).then(|| every.max(self.batch))
     }
 
     /// Everything about the stage itself that cannot work.
@@ -218,6 +231,7 @@ mod tests {
             ema: vec![EmaConfig::Constant { beta: 0.9 }],
             trajectory: None,
             tick_nimg: None,
+            sample_nimg: None,
             state_minutes: 5.0,
         }
     }

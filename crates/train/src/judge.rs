@@ -2,6 +2,7 @@
 
 use crate::config::NonFinite;
 use crate::loss_scale::{LossScale, SavedLossScale};
+use lcsc_diffusion::QUARTERS;
 use lcsc_torch::{Device, Kind, Result, Tensor, Verdict};
 
 /// Judges loss and gradient of each step by the stage's policy, and keeps what they were until the host asks.
@@ -11,7 +12,8 @@ pub(crate) struct Judge {
     loss_scale: Option<LossScale>,
     /// 1 once a step was bad under `stop`: nothing is taken after it. f32 [1].
     ended: Tensor,
-    /// Loss, norm of the gradient and whether f16 overflowed, f32 [3], of each step since the last reading.
+    /// Loss, norm of the gradient, whether f16 overflowed, and losses by noise level, f32 [11], of each step since the last
+    /// reading.
     outcomes: Vec<Tensor>,
 }
 
@@ -24,7 +26,12 @@ pub(crate) struct Outcome {
     pub norm: f64,
     /// The gradient of the scaled loss left the range of f16. The next step mends it; it is no fault of the run.
     pub overflowed: bool,
+    /// Sums of the losses in each quarter of the noise levels, and numbers of their images.
+    pub by_sigma: [[f64; QUARTERS]; 2],
 }
+
+/// Numbers of an outcome on the device.
+const WIDTH: usize = 3 + 2 * QUARTERS;
 
 impl Outcome {
     /// Whether loss and gradient are finite.
@@ -51,8 +58,9 @@ impl Judge {
         self.loss_scale.as_ref().map(|s| &s.scale)
     }
 
-    /// Judges a step of mean loss f32 [] and gradient f32 [P] of the scaled loss, which `zero` mends.
-    pub fn judge(&mut self, loss: &Tensor, grad: &mut Tensor) -> Result<Verdict> {
+    /// Judges a step of mean loss f32 [], losses by noise level f32 [2,4], and gradient f32 [P] of the scaled loss, which
+    /// `zero` mends.
+    pub fn judge(&mut self, loss: &Tensor, by_sigma: &Tensor, grad: &mut Tensor) -> Result<Verdict> {
         let loss = loss.f_view([1])?;
         let mut scale = self.loss_scale().map(Tensor::shallow_clone);
         if self.policy == NonFinite::Zero
@@ -74,7 +82,7 @@ impl Judge {
             }
             None => loss.f_zeros_like()?,
         };
-        self.outcomes.push(Tensor::f_cat(&[&loss, &norm, &overflowed], 0)?);
+        self.outcomes.push(Tensor::f_cat(&[&loss, &norm, &overflowed, &by_sigma.f_flatten(0, -1)?], 0)?);
         let is_bad = loss_is_finite.f_logical_not()?.f_logical_or(&norm_is_infinite)?.f_to_kind(Kind::Float)?;
         let left_out = match self.policy {
             NonFinite::Stop => {
@@ -101,8 +109,13 @@ impl Judge {
             return Ok(vec![]);
         }
         let rows = Vec::<f32>::try_from(Tensor::f_cat(&outcomes, 0)?)?;
-        let outcome = |row: &[f32]| Outcome { loss: row[0].into(), norm: row[1].into(), overflowed: row[2] != 0.0 };
-        Ok(rows.chunks_exact(3).map(outcome).collect())
+        let outcome = |row: &[f32]| Outcome {
+            loss: row[0].into(),
+            norm: row[1].into(),
+            overflowed: row[2] != 0.0,
+            by_sigma: [3, 3 + QUARTERS].map(|at| std::array::from_fn(|quarter| row[at + quarter].into())),
+        };
+        Ok(rows.chunks_exact(WIDTH).map(outcome).collect())
     }
 
     /// The scale of the loss in numbers: waits for the device.

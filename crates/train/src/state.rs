@@ -1,6 +1,8 @@
 //! What a stage remembers beside its tensors, and what it logs.
 
+use crate::judge::Outcome;
 use crate::loss_scale::SavedLossScale;
+use lcsc_diffusion::QUARTERS;
 use serde::{Deserialize, Serialize};
 
 /// A line of `train.jsonl`: means over the images since the line before.
@@ -14,6 +16,9 @@ pub struct Tick {
     pub total_nimg: u64,
     /// Mean loss an image; none where no step was good.
     pub loss: Option<f64>,
+    /// The same in each quarter of the noise levels that the objective draws, from the lowest to the highest.
+    #[serde(default)]
+    pub loss_by_sigma: [Option<f64>; QUARTERS],
     /// Mean norm of the gradient before clipping.
     pub grad_norm: Option<f64>,
     /// Learning rate of the last step.
@@ -24,6 +29,12 @@ pub struct Tick {
     pub seconds: f64,
     /// Steps of this stage that were left out or mended because loss or gradient was not finite.
     pub non_finite_steps: u64,
+    /// GiB of host memory that the process has in use.
+    #[serde(default)]
+    pub host_gib: Option<f64>,
+    /// GiB in use on the GPU.
+    #[serde(default)]
+    pub device_gib: Option<f64>,
 }
 
 /// A finished stage.
@@ -70,4 +81,29 @@ pub(crate) struct Sums {
     pub loss: f64,
     pub grad_norm: f64,
     pub steps: u64,
+    /// Losses in each quarter of the noise levels, and numbers of images.
+    #[serde(default)]
+    pub by_sigma: [[f64; QUARTERS]; 2],
+}
+
+impl Sums {
+    /// And a good step.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.loss += outcome.loss;
+        self.grad_norm += outcome.norm;
+        self.steps += 1;
+        let more = outcome.by_sigma.iter().flatten();
+        self.by_sigma.iter_mut().flatten().zip(more).for_each(|(sum, more)| *sum += more);
+    }
+
+    /// A sum's mean over the steps.
+    pub fn mean(&self, sum: f64) -> Option<f64> {
+        (self.steps > 0).then(|| sum / self.steps as f64)
+    }
+
+    /// Mean loss of an image in each quarter of the noise levels.
+    pub fn loss_by_sigma(&self) -> [Option<f64>; QUARTERS] {
+        let [sums, images] = self.by_sigma;
+        std::array::from_fn(|quarter| (images[quarter] > 0.0).then(|| sums[quarter] / images[quarter]))
+    }
 }

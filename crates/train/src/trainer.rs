@@ -3,16 +3,17 @@
 use crate::config::{NonFinite, StageConfig};
 use crate::ema::{EmaTrack, follow};
 use crate::judge::{Judge, Outcome};
+use crate::log::{Log, SHEET};
 use crate::loss_scale::SavedLossScale;
 use crate::state::{Progress, StageRecord, Sums, Tick};
 use indicatif::ProgressBar;
 use lcsc_data::{Dataset, Sampler};
-use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Round, one_hot};
+use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Quartiles, Round, SamplerConfig, generate, one_hot};
 use lcsc_torch::{
-    Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Tensor, Weights, bail, cpu_threads,
-    default_threads, set_cpu_threads, write_atomic,
+    Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Stream, Tensor, Weights, bail, cpu_threads,
+    default_threads, device_memory, host_memory, set_cpu_threads, to_u8,
 };
-use lcsc_trajectory::{Checkpoint, JsonLines, Manifest, RunFolder, TrainingState, Writer};
+use lcsc_trajectory::{Checkpoint, Manifest, RunFolder, TrainingState, Writer};
 use std::time::Instant;
 
 /// After so many bad steps in a row the policy `skip` stops, too: the weights themselves are ruined.
@@ -34,6 +35,8 @@ pub struct StageContext<'a> {
     pub data: &'a Dataset,
     /// Seed of the run.
     pub seed: u64,
+    /// What the samples of this stage are made with on the way.
+    pub sampler: &'a SamplerConfig,
     /// Where to train.
     pub device: Device,
     /// Hash of all settings that training depends on: a state of another hash is refused.
@@ -64,11 +67,13 @@ pub struct Trainer<'a> {
     judge: Judge,
     ema: Vec<EmaTrack>,
     sampler: Sampler,
+    quartiles: Quartiles,
     writer: Writer,
-    log: JsonLines<Tick>,
+    log: Log,
     progress: Progress,
     /// Images of the stage up to which `progress` knows what the steps came to.
     settled: u64,
+    samples_every: Option<u64>,
     tick_began: Instant,
     state_saved: Instant,
 }
@@ -139,11 +144,8 @@ impl<'a> Trainer<'a> {
 
     fn build(context: StageContext<'a>, weights: Weights, progress: Progress) -> Result<Self> {
         // Steps that the saved state does not know are trained, logged, and listed again.
-        let (path, reached) = (context.run.train_log(), context.nimg_before + progress.nimg);
+        let (stage, reached) = (context.stage, context.nimg_before + progress.nimg);
         Manifest::cut(context.run, reached)?;
-        let (log, lines) = JsonLines::<Tick>::open(&path)?;
-        let log = if lines.iter().any(|l| l.total_nimg > reached) { cut_log(&path, &lines, reached)? } else { log };
-        let stage = context.stage;
         if let Some((_, teacher)) = &context.teacher
             && teacher.theta.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0
         {
@@ -157,9 +159,11 @@ impl<'a> Trainer<'a> {
             judge: Judge::new(stage.non_finite, stage.grad_clip, progress.loss_scale, context.device)?,
             ema: stage.ema.iter().map(|c| EmaTrack::new(c, &weights.theta)).collect::<Result<_>>()?,
             sampler: Sampler::new(context.data.images.size()[0] as usize, context.seed),
+            quartiles: Quartiles::new(&stage.objective, &context.model.preconditioning, context.device)?,
             writer: Writer::start(context.run)?,
-            log,
+            log: Log::open(context.run, &stage.name, reached)?,
             settled: progress.nimg,
+            samples_every: stage.samples_every(context.sampler.nfe()),
             progress,
             weights,
             tick_began: Instant::now(),
@@ -201,6 +205,9 @@ impl<'a> Trainer<'a> {
             if ticks {
                 self.tick(lr, bar)?;
             }
+            if self.samples_every.is_some_and(|every| before / every != after / every) {
+                self.save_samples()?;
+            }
             if self.state_saved.elapsed().as_secs_f64() >= 60.0 * stage.state_minutes {
                 self.save_state()?;
             }
@@ -213,8 +220,8 @@ impl<'a> Trainer<'a> {
 
     /// One step, after `before` images: gradient, optimizer, averages. On a GPU it is queued and not waited for.
     fn step(&mut self, before: u64, lr: f64) -> Result<()> {
-        let (loss, mut grad) = self.gradient().or_else(|e| self.save().and(Err(e)))?;
-        let verdict = self.judge.judge(&loss, &mut grad)?;
+        let Gradient { loss, by_sigma, mut grad } = self.gradient().or_else(|e| self.save().and(Err(e)))?;
+        let verdict = self.judge.judge(&loss, &by_sigma, &mut grad)?;
         self.optimizer.step(&mut self.weights.theta, grad, lr, &verdict)?;
         let (stage, taken) = (self.context.stage, verdict.taken());
         for track in &mut self.ema {
@@ -233,9 +240,7 @@ impl<'a> Trainer<'a> {
         for outcome in self.judge.read()? {
             if outcome.is_good() {
                 self.progress.non_finite_in_a_row = 0;
-                self.progress.sums.loss += outcome.loss;
-                self.progress.sums.grad_norm += outcome.norm;
-                self.progress.sums.steps += 1;
+                self.progress.sums.add(&outcome);
             } else if !outcome.overflowed {
                 self.note_non_finite(self.settled, outcome)?;
             }
@@ -247,9 +252,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Mean loss of the next batch, f32 [], and the gradient f32 [P] of the scaled loss, summed over rounds of `microbatch`
-    /// images.
-    fn gradient(&mut self) -> Result<(Tensor, Tensor)> {
+    /// Loss and gradient of the next batch, summed over rounds of `microbatch` images.
+    fn gradient(&mut self) -> Result<Gradient> {
         let c = &self.context;
         let round = c.stage.round();
         let first = c.nimg_before + self.progress.nimg;
@@ -260,7 +264,7 @@ impl<'a> Trainer<'a> {
         let target = self.target.as_ref().map(bind_target).transpose()?;
         let teacher = c.teacher.as_ref().map(|(model, weights)| model.bind(weights)).transpose()?;
         let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
-        let mut total: Option<(Tensor, Tensor)> = None;
+        let mut total: Option<Gradient> = None;
         for start in (first..first + c.stage.batch).step_by(round as usize) {
             let batch = c.data.batch(&mut self.sampler, start, round as usize, c.device)?;
             let labels = one_hot(batch.labels.as_ref(), c.model.image.label_dim);
@@ -274,14 +278,19 @@ impl<'a> Trainer<'a> {
                 step: self.progress.nimg / c.stage.batch,
                 steps: c.stage.steps(),
             };
-            let loss = self.objective.loss(&nets, &round)?;
-            let loss = loss.f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
+            let losses = self.objective.loss(&nets, &round)?;
+            let by_sigma = self.quartiles.sums(&losses)?;
+            let loss = losses.loss.f_sum(Kind::Float)?.f_div_scalar(c.stage.batch as f64)?;
             let scaled = self.judge.loss_scale().map(|scale| loss.f_mul(&scale.f_squeeze()?)).transpose()?;
             let grad = Tensor::f_run_backward(&[scaled.as_ref().unwrap_or(&loss)], &[&leaf], false, false)?.remove(0);
             let loss = loss.f_detach()?;
             total = Some(match total {
-                None => (loss, grad.f_to_kind(Kind::Float)?),
-                Some((mut l, mut g)) => (l.f_add_(&loss)?, g.f_add_(&grad)?),
+                None => Gradient { loss, by_sigma, grad: grad.f_to_kind(Kind::Float)? },
+                Some(mut sum) => Gradient {
+                    loss: sum.loss.f_add_(&loss)?,
+                    by_sigma: sum.by_sigma.f_add_(&by_sigma)?,
+                    grad: sum.grad.f_add_(&grad)?,
+                },
             });
         }
         total.ok_or_else(|| Error::msg("a step needs at least one image"))
@@ -342,30 +351,36 @@ impl<'a> Trainer<'a> {
     fn tick(&mut self, lr: f64, bar: &ProgressBar) -> Result<()> {
         let stage = self.context.stage;
         let sums = std::mem::take(&mut self.progress.sums);
-        let steps = sums.steps as f64;
-        let mean = |sum: f64| (sums.steps > 0).then_some(sum / steps);
+        let gib = |bytes: Option<u64>| bytes.map(|b| b as f64 / (1u64 << 30) as f64);
         let tick = Tick {
             stage: stage.name.clone(),
             nimg: self.progress.nimg,
             total_nimg: self.context.nimg_before + self.progress.nimg,
-            loss: mean(sums.loss),
-            grad_norm: mean(sums.grad_norm),
+            loss: sums.mean(sums.loss),
+            loss_by_sigma: sums.loss_by_sigma(),
+            grad_norm: sums.mean(sums.grad_norm),
             lr,
-            img_per_s: steps * stage.batch as f64 / self.tick_began.elapsed().as_secs_f64(),
+            img_per_s: (sums.steps * stage.batch) as f64 / self.tick_began.elapsed().as_secs_f64(),
             seconds: self.progress.seconds,
             non_finite_steps: self.progress.non_finite_steps,
+            host_gib: gib(host_memory()),
+            device_gib: gib(device_memory(self.context.device)),
         };
         self.tick_began = Instant::now();
         let loss = tick.loss.map_or_else(|| "not finite".into(), |l| format!("{l:.4}"));
         bar.set_message(format!("{}, loss {loss}", stage.name));
-        if bar.is_hidden() {
-            let (nimg, end) = (tick.nimg, stage.images());
-            let left = (end - nimg) as f64 * tick.seconds / nimg as f64;
-            let (name, rate) = (&stage.name, tick.img_per_s);
-            tracing::info!("{name}: {nimg}/{end} images, loss {loss}, {rate:.0} img/s, {left:.0} s left");
-        }
-        self.log.append(&tick)?;
-        Ok(())
+        self.log.tick(&tick)
+    }
+
+    /// Writes a sheet of samples of the weights that this stage hands on.
+    fn save_samples(&mut self) -> Result<()> {
+        let StageContext { stage, model, sampler, seed, device, nimg_before, .. } = self.context;
+        let track = stage.default_track();
+        let theta = self.ema.iter().find(|t| t.name() == track).map_or(&self.weights.theta, |t| &t.theta);
+        let net = model.bind(&self.weights.with_theta(theta.shallow_clone()))?;
+        let samples = generate(&net, sampler, seed, Stream::SampleLatents, 0, SHEET as usize, device)?;
+        let images = to_u8(&samples.images.nan_to_num(0.0, 1.0, -1.0));
+        self.log.samples(&images, &track, self.progress.nimg, nimg_before + self.progress.nimg)
     }
 
     /// Saves the training state: when this returns, it and all checkpoints before it are durable.
@@ -407,6 +422,16 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// Of a batch, without gradient of their own.
+struct Gradient {
+    /// Mean loss, f32 [].
+    loss: Tensor,
+    /// Losses by noise level, f32 [2,4].
+    by_sigma: Tensor,
+    /// Of the scaled loss, f32 [P].
+    grad: Tensor,
+}
+
 fn read_progress(state: &TrainingState, config_hash: &str) -> Result<Progress> {
     let progress: Progress = serde_json::from_value(state.meta.clone())
         .map_err(|e| Error::msg(format!("the training state is of another version of this program: {e}")))?;
@@ -434,16 +459,6 @@ fn restore_threads(threads: usize) {
             default_threads()
         );
     }
-}
-
-fn cut_log(path: &std::path::Path, lines: &[Tick], reached: u64) -> Result<JsonLines<Tick>> {
-    let mut text = String::new();
-    for line in lines.iter().filter(|l| l.total_nimg <= reached) {
-        text.push_str(&serde_json::to_string(line).map_err(|e| Error::file(path, e.to_string()))?);
-        text.push('\n');
-    }
-    write_atomic(path, text.as_bytes())?;
-    Ok(JsonLines::open(path)?.0)
 }
 
 #[cfg(test)]

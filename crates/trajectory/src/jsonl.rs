@@ -6,6 +6,7 @@ use serde_json::error::Category;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A file of one `T` a line.
@@ -94,6 +95,52 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     }
 }
 
+/// The values of a file that another process writes to, which is left as it is.
+#[derive(Debug)]
+pub struct Tail<T> {
+    path: PathBuf,
+    /// Inode, bytes and lines that were read.
+    known: (u64, u64, usize),
+    values: Vec<T>,
+}
+
+impl<T: DeserializeOwned> Tail<T> {
+    /// Of a file that need not be there yet.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self { path: path.as_ref().to_path_buf(), known: (0, 0, 0), values: Vec::new() }
+    }
+
+    /// Reads what has come since the last time; from the beginning where the file was replaced or cut.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a line is no `T`.
+    pub fn update(&mut self) -> Result<()> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e).at(&self.path),
+        };
+        let found = file.metadata().at(&self.path)?;
+        if found.ino() != self.known.0 || found.len() < self.known.1 {
+            self.known = (found.ino(), 0, 0);
+            self.values.clear();
+        }
+        let (_, bytes_known, lines_known) = self.known;
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(bytes_known)).at(&self.path)?;
+        file.read_to_end(&mut bytes).at(&self.path)?;
+        let (values, whole) = parse(&self.path, &bytes, lines_known)?;
+        self.known = (found.ino(), bytes_known + whole as u64, lines_known + values.len());
+        self.values.extend(values);
+        Ok(())
+    }
+
+    /// All values read so far.
+    pub fn values(&self) -> &[T] {
+        &self.values
+    }
+}
+
 /// The values of lines that follow `lines_before` others, and how many bytes these lines have: fewer than there are where
 /// the last line is torn.
 fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], lines_before: usize) -> Result<(Vec<T>, usize)> {
@@ -158,6 +205,28 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"1\n2\n3\n4\n5\n");
         std::fs::write(&path, b"1\n2\n3\n4\n5\nx\n7\n").unwrap();
         assert!(b.follow().unwrap_err().to_string().contains("line 6"));
+    }
+
+    #[test]
+    fn a_tail_follows_and_begins_anew_where_the_file_was_replaced() {
+        let (temp, path) = file(b"1\n2\n3");
+        let mut tail = Tail::<u64>::new(&path);
+        tail.update().unwrap();
+        assert_eq!(tail.values(), [1, 2]);
+        std::fs::write(&path, b"1\n2\n34\n5\n").unwrap();
+        tail.update().unwrap();
+        assert_eq!(tail.values(), [1, 2, 34, 5]);
+        std::fs::write(&path, b"7\n").unwrap();
+        tail.update().unwrap();
+        assert_eq!(tail.values(), [7]);
+        let other = temp.path().join("other");
+        std::fs::write(&other, b"8\n9\n10\n").unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        tail.update().unwrap();
+        assert_eq!(tail.values(), [8, 9, 10]);
+        let mut missing = Tail::<u64>::new(temp.path().join("none"));
+        missing.update().unwrap();
+        assert!(missing.values().is_empty());
     }
 
     #[test]

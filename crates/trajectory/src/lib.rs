@@ -24,7 +24,7 @@ mod writer;
 pub use checkpoint::{Checkpoint, METADATA, Manifest};
 pub use ema::{EmaConfig, half_life_beta, power_function_beta, sigma_rel_to_gamma};
 pub use foreign::{read_tensors, state_dict};
-pub use jsonl::JsonLines;
+pub use jsonl::{JsonLines, Tail};
 pub use partition::Partition;
 pub use placement::{Memory, Placement};
 pub use posthoc::{power_function_response, solve_posthoc};

@@ -72,8 +72,30 @@ impl RunFolder {
         self.wait_for(fs4::FileExt::try_lock_shared)
     }
 
+    /// Whether a process works on the run now.
+    ///
+    /// # Errors
+    /// The lock cannot be asked about.
+    pub fn is_locked(&self) -> Result<bool> {
+        let path = self.lock_path();
+        if !path.exists() {
+            return Ok(false);
+        }
+        // Held for an instant, which others wait for.
+        let file = File::open(&path).at(&path)?;
+        match fs4::FileExt::try_lock(&file) {
+            Ok(()) => Ok(false),
+            Err(fs4::TryLockError::WouldBlock) => Ok(true),
+            Err(fs4::TryLockError::Error(e)) => Err(e).at(&path),
+        }
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join(".lock")
+    }
+
     fn wait_for(&self, try_lock: fn(&File) -> std::result::Result<(), fs4::TryLockError>) -> Result<RunLock> {
-        let path = self.path.join(".lock");
+        let path = self.lock_path();
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).at(&path)?;
         let asked = Instant::now();
         loop {
@@ -137,6 +159,16 @@ impl RunFolder {
         self.path.join("samples")
     }
 
+    /// Folder of TensorBoard's event files of a stage or a search.
+    pub fn tensorboard(&self, of: &str) -> PathBuf {
+        self.path.join("tensorboard").join(of)
+    }
+
+    /// What was said while the run was worked on, as text.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log.txt")
+    }
+
     /// The table at the end of a run, JSON.
     pub fn summary(&self) -> PathBuf {
         self.path.join("summary.json")
@@ -188,7 +220,9 @@ mod tests {
         let first = run.lock().unwrap();
         let text = run.lock().unwrap_err().to_string();
         assert!(text.contains("run-7: another process works on this run"), "{text}");
+        assert!(run.is_locked().unwrap());
         drop(first);
+        assert!(!run.is_locked().unwrap());
         run.lock().unwrap();
     }
 

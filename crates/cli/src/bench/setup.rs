@@ -94,6 +94,7 @@ pub fn with_trainer<T>(
         teacher: None,
         data: &data,
         seed: 0,
+        sampler: &SamplerConfig::default(),
         device,
         config_hash: "bench",
         card: &card,
@@ -120,6 +121,7 @@ pub fn endless(batch: u64) -> StageConfig {
         ema: vec![EmaConfig::HalfLife { nimg: 500_000, rampup_ratio: Some(0.05) }],
         trajectory: None,
         tick_nimg: Some(1 << 40),
+        sample_nimg: Some(0),
         state_minutes: 1e9,
     }
 }

@@ -5,14 +5,13 @@ use super::{DEFAULT_NAME, Plan};
 use crate::doctor;
 use crate::merge::{self, Coefficient, Coefficients};
 use crate::pictures;
-use crate::report::report_error;
 use crate::session::Session;
 use crate::ui;
 use lcsc_metrics::Suite;
 use lcsc_report::{ModelLabel, Summary};
 use lcsc_search::{Groups, Label, Outcome, Row};
 use lcsc_torch::{Error, Result, Tensor, cpu_threads};
-use lcsc_train::StageRecord;
+use lcsc_train::{StageRecord, image_batch, report_error};
 use lcsc_trajectory::Checkpoint;
 use std::path::{Path, PathBuf};
 
@@ -130,7 +129,7 @@ impl Results<'_> {
 
     fn write_grid(&self, of_run: &str, of_search: &str, images: &Tensor, columns: usize) -> Result<()> {
         let path = self.of_run_or_search(self.session.run.samples().join(of_run), of_search);
-        lcsc_report::write_grid(path, &pictures::batch(images)?, columns).map_err(report_error)
+        lcsc_report::write_grid(path, &image_batch(images)?, columns).map_err(report_error)
     }
 
     /// The same latents through each row's model, a sheet of the merged one, and the real images nearest to its samples.
@@ -141,7 +140,7 @@ impl Results<'_> {
             let weights = material.weights(session, plan, &row.model)?;
             let label = model_label(row.label).to_string();
             let images = pictures::sample(session, &material.model, &weights, pictures::COLUMNS)?;
-            rows.push((label, pictures::batch(&images)?));
+            rows.push((label, image_batch(&images)?));
             if row.label == Label::Lcsc {
                 let sheet = pictures::sample(session, &material.model, &weights, pictures::SHEET)?;
                 self.write_grid("lcsc.png", "samples.png", &sheet, pictures::COLUMNS as usize)?;
@@ -173,7 +172,8 @@ fn reported(row: &Row) -> lcsc_report::Model {
     }
 }
 
-fn model_label(label: Label) -> ModelLabel {
+/// What a row is called in tables.
+pub fn model_label(label: Label) -> ModelLabel {
     match label {
         Label::Last => ModelLabel::Last,
         Label::BestCheckpoint => ModelLabel::BestCheckpoint,

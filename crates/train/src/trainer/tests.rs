@@ -2,11 +2,11 @@ use super::*;
 use crate::Start;
 use lcsc_data::DataConfig;
 use lcsc_diffusion::{
-    CdConfig, CtConfig, DdpmConfig, DdpmPreconditioning, EctConfig, EdmConfig, IctConfig, ObjectiveConfig,
+    CdConfig, CtConfig, DdpmConfig, DdpmPreconditioning, EctConfig, EdmConfig, IctConfig, ObjectiveConfig, OdeConfig,
     PreconditioningConfig,
 };
 use lcsc_torch::{AdamConfig, OptimizerConfig, Precision};
-use lcsc_trajectory::{EmaConfig, Manifest, TrajectoryConfig};
+use lcsc_trajectory::{EmaConfig, JsonLines, Manifest, TrajectoryConfig};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -33,6 +33,7 @@ fn stage() -> StageConfig {
         ema: vec![EmaConfig::Constant { beta: 0.5 }],
         trajectory: Some(TrajectoryConfig { every_nimg: BATCH, tracks: vec!["all".into()], ..Default::default() }),
         tick_nimg: Some(BATCH),
+        sample_nimg: Some(0),
         state_minutes: 5.0,
     }
 }
@@ -48,6 +49,7 @@ struct Bench {
     run: RunFolder,
     model: Model,
     data: Dataset,
+    sampler: SamplerConfig,
     card: serde_json::Value,
 }
 
@@ -67,6 +69,7 @@ impl Bench {
             model: Model::new(&network, preconditioning, image, precision),
             data: Dataset::open(&DataConfig { source: "digits".into(), ..Default::default() }, &ProgressBar::hidden())
                 .unwrap(),
+            sampler: SamplerConfig::Heun(OdeConfig { steps: 2, ..OdeConfig::default() }),
             card: serde_json::json!({}),
         }
     }
@@ -83,6 +86,7 @@ impl Bench {
                 .then(|| (&self.model, self.model.layout.init(1, Device::Cpu).unwrap())),
             data: &self.data,
             seed: 3,
+            sampler: &self.sampler,
             device: Device::Cpu,
             config_hash: "settings",
             card: &self.card,
@@ -260,17 +264,22 @@ fn rounds_change_nothing_but_the_order_of_summation() {
     let bench = Bench::new();
     let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
     let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
-    let (loss, grad) = trainer.gradient().unwrap();
+    let Gradient { loss, by_sigma, grad } = trainer.gradient().unwrap();
     let one = StageConfig { batch: 4, microbatch: None, ..stage.clone() };
     let halves = [100, 104].map(|nimg_before| {
         let context = StageContext { nimg_before, stage: &one, ..bench.context(&stage) };
         let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
         Trainer::new(context, weights).unwrap().gradient().unwrap()
     });
-    let [loss, first, second] = [&loss, &halves[0].0, &halves[1].0].map(|l| l.double_value(&[]));
+    let [loss, first, second] = [&loss, &halves[0].loss, &halves[1].loss].map(|l| l.double_value(&[]));
     assert!((loss - (first + second) / 2.0).abs() < 1e-4 * loss);
-    let expected = (&halves[0].1 + &halves[1].1) / 2.0;
+    let expected = (&halves[0].grad + &halves[1].grad) / 2.0;
     assert!((&grad - &expected).norm().double_value(&[]) < 1e-5 * expected.norm().double_value(&[]));
+    let expected = &halves[0].by_sigma + &halves[1].by_sigma;
+    assert!((&by_sigma - &expected).abs().max().double_value(&[]) < 1e-3);
+    assert_eq!(by_sigma.get(1).sum(Kind::Float).double_value(&[]), 8.0);
+    let mean = by_sigma.get(0).sum(Kind::Float).double_value(&[]) / 8.0;
+    assert!((mean - loss).abs() < 1e-4 * loss);
 }
 
 #[test]
@@ -347,4 +356,27 @@ fn non_finite_steps_follow_the_policy() {
     let after = bench.theta(STEPS * BATCH, "raw");
     assert_eq!(after.isfinite().all().int64_value(&[]), 1);
     assert!(!after.equal(&bench.theta(BATCH, "raw")));
+}
+
+#[test]
+fn sheets_of_samples_are_made_on_the_way_and_change_nothing() {
+    let _turn = turn();
+    let (with, without) = (Bench::new(), Bench::new());
+    with.train(&StageConfig { sample_nimg: Some(2 * BATCH), ..stage() }).unwrap();
+    without.train(&stage()).unwrap();
+    let mut sheets: Vec<std::ffi::OsString> =
+        std::fs::read_dir(with.run.samples()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    sheets.sort();
+    assert_eq!(sheets, [2, 4, 6].map(|step| format!("edm-{:012}.png", step * BATCH).into()));
+    assert_eq!(files(&with.run.trajectory()), files(&without.run.trajectory()));
+    assert_eq!(std::fs::read_dir(without.run.samples()).unwrap().count(), 0);
+}
+
+#[test]
+fn sheets_are_not_made_so_often_that_they_cost_much() {
+    let every = |nimg, sample_nimg, nfe| StageConfig { nimg, sample_nimg, ..stage() }.samples_every(nfe);
+    assert_eq!(every(1_000_000, None, 1), Some(100_000));
+    // 64 images of 35 evaluations are 2 % of 37,333 trained ones at three evaluations each.
+    assert_eq!(every(100_000, None, 35), Some(37_333));
+    assert_eq!([every(100, Some(0), 1), every(100, Some(1), 1)], [None, Some(BATCH)]);
 }

@@ -1,0 +1,129 @@
+//! How far a command is: a bar on a terminal, a line now and then elsewhere.
+
+use crate::ui::{BARS, is_quiet};
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::ops::Deref;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::spawn;
+use std::time::{Duration, Instant};
+
+/// Time between two lines where there is no terminal: at first, and when the work turns out to be long.
+const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
+
+/// The unit of downloads, which are shown in MiB.
+pub const BYTES: &str = "bytes";
+
+/// Position, rate and time left of some work, shown until it is dropped.
+pub struct Bar {
+    bar: ProgressBar,
+    /// Dropping it ends the lines.
+    _lines: Option<Sender<()>>,
+}
+
+impl Deref for Bar {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.bar
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows `work` of `total` things called `unit` (0: not known yet).
+pub fn bar(work: &str, total: u64, unit: &'static str) -> Bar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()).with_message(work.to_string());
+    if is_quiet() {
+        return Bar { bar, _lines: None };
+    }
+    if std::io::stderr().is_terminal() {
+        let position = match unit {
+            BYTES => "{bytes}/{total_bytes}  {bytes_per_sec}".to_string(),
+            unit => format!("{{human_pos}}/{{human_len}} {unit}  {{per_sec}}"),
+        };
+        let style = ProgressStyle::with_template(&format!("{{msg}} {{wide_bar}} {position}  {{eta}} left"));
+        let bar = BARS.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+        // Also while nothing comes, so that the time left stays true.
+        bar.enable_steady_tick(Duration::from_secs(1));
+        return Bar { bar, _lines: None };
+    }
+    let (lines, ended) = channel();
+    let told = bar.clone();
+    spawn(move || tell(&told, unit, &ended));
+    Bar { bar, _lines: Some(lines) }
+}
+
+/// Goes to a position that was reached before: what follows alone counts for the rate.
+pub fn jump(bar: &ProgressBar, position: u64) {
+    bar.set_position(position);
+    bar.tick();
+    bar.reset_eta();
+}
+
+/// Logs a line now and then until the work has ended.
+fn tell(bar: &ProgressBar, unit: &str, ended: &Receiver<()>) {
+    let began = Instant::now();
+    loop {
+        let pause = if began.elapsed() < PAUSES[1] { PAUSES[0] } else { PAUSES[1] };
+        match ended.recv_timeout(pause) {
+            Err(RecvTimeoutError::Timeout) => tracing::info!("{}", line(bar, unit)),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn line(bar: &ProgressBar, unit: &str) -> String {
+    let amount = |n: u64| if unit == BYTES { HumanBytes(n).to_string() } else { HumanCount(n).to_string() };
+    let (position, total, rate) = (bar.position(), bar.length().filter(|n| *n > 0), bar.per_sec());
+    let of = total.map_or_else(String::new, |n| format!("/{}", amount(n)));
+    let unit_shown = if unit == BYTES { String::new() } else { format!(" {unit}") };
+    let speed = match unit {
+        _ if rate <= 0.0 => return format!("{}: {}{of}{unit_shown}, waiting", bar.message(), amount(position)),
+        BYTES => format!("{}/s", HumanBytes(rate as u64)),
+        _ if rate < 10.0 => format!("{rate:.2}/s"),
+        _ => format!("{rate:.0}/s"),
+    };
+    let left = total.map_or_else(String::new, |_| format!(", {} left", HumanDuration(bar.eta())));
+    format!("{}: {}{of}{unit_shown}, {speed}{left}", bar.message(), amount(position))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::sleep;
+
+    fn hidden(total: u64) -> ProgressBar {
+        ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()).with_message("training")
+    }
+
+    #[test]
+    fn a_line_tells_position_rate_and_time_left() {
+        let bar = hidden(1_000_000);
+        assert_eq!(line(&bar, "images"), "training: 0/1,000,000 images, waiting");
+        sleep(Duration::from_millis(50));
+        bar.set_position(1000);
+        bar.tick();
+        let text = line(&bar, "images");
+        assert!(text.starts_with("training: 1,000/1,000,000 images, ") && text.ends_with(" left"), "{text}");
+        let unknown = hidden(0);
+        unknown.set_position(2048);
+        assert_eq!(line(&unknown, BYTES).split(',').next(), Some("training: 2.00 KiB"));
+    }
+
+    #[test]
+    fn what_was_done_before_counts_for_no_rate() {
+        let bar = hidden(1_000_000);
+        jump(&bar, 900_000);
+        assert_eq!(line(&bar, "images"), "training: 900,000/1,000,000 images, waiting");
+        sleep(Duration::from_millis(100));
+        bar.set_position(900_100);
+        bar.tick();
+        let rate = bar.per_sec();
+        assert!(0.0 < rate && rate < 2000.0, "{rate}");
+    }
+}

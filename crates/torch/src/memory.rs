@@ -1,0 +1,65 @@
+//! How much memory a process uses.
+
+use crate::device::{CudaStatus, open_cuda};
+use libloading::os::unix::Library;
+use std::ffi::c_int;
+use tch::Device;
+
+/// Bytes of host memory that this process has in use; none where the system does not tell.
+pub fn host_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Bytes in use on a device, by all processes; none of the CPU. The driver is asked, nothing is waited for.
+pub fn device_memory(device: Device) -> Option<u64> {
+    match (device, open_cuda()) {
+        (Device::Cuda(index), CudaStatus::Available { .. }) => used_of(index as c_int),
+        (
+            Device::Cuda(_) | Device::Cpu | Device::Mps | Device::Vulkan,
+            CudaStatus::Available { .. } | CudaStatus::NoDevice { .. } | CudaStatus::NotLoaded { .. },
+        ) => None,
+    }
+}
+
+/// By the CUDA runtime that libtorch itself is linked to.
+fn used_of(index: c_int) -> Option<u64> {
+    let process = Library::this();
+    let (mut before, mut free, mut total) = (0, 0usize, 0usize);
+    // SAFETY: the signatures are those of cuda_runtime_api.h; the pointers are valid for the calls.
+    unsafe {
+        let get_device = process.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cudaGetDevice\0").ok()?;
+        let set_device = process.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cudaSetDevice\0").ok()?;
+        let get_info =
+            process.get::<unsafe extern "C" fn(*mut usize, *mut usize) -> c_int>(b"cudaMemGetInfo\0").ok()?;
+        let asked = get_device(&mut before) == 0 && set_device(index) == 0;
+        let told = asked && get_info(&mut free, &mut total) == 0;
+        set_device(before);
+        told.then(|| (total - free) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_uses_memory_and_more_when_it_asks_for_more() {
+        let before = host_memory().unwrap();
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        let after = host_memory().unwrap();
+        assert!(after > before + (32 << 20), "{before} then {after} with {} more", block.len());
+        assert_eq!(device_memory(Device::Cpu), None);
+    }
+
+    #[test]
+    fn the_runtime_is_found_and_tells_nothing_of_a_missing_device() {
+        if matches!(open_cuda(), CudaStatus::Available { .. }) {
+            assert!(device_memory(Device::Cuda(0)).is_some_and(|used| used > 0));
+        } else {
+            assert_eq!(device_memory(Device::Cuda(0)), None);
+            assert_eq!(used_of(0), None);
+        }
+    }
+}
