@@ -14,12 +14,15 @@ use ratatui::widgets::{Paragraph, Sparkline};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Columns that there are at least.
+const WIDTH: usize = 80;
 /// Rows of the curve of the loss.
 const CURVE: u16 = 3;
 /// Warnings shown, the last ones.
 const WARNINGS: usize = 4;
-/// Columns of a bar.
-const BAR: usize = 16;
+/// Columns of a bar, and of what stands before it.
+const BAR: usize = 14;
+const NAME: usize = 14;
 /// Scores and ticks that the present rate is taken from.
 const RECENT: usize = 20;
 
@@ -79,7 +82,7 @@ impl Row {
             (true, false) => String::new(),
         };
         Line::from(vec![
-            format!("{:<10.10} ", self.name).into(),
+            format!("{:<NAME$.NAME$} ", self.name).into(),
             drawn.cyan(),
             format!(" {}  {left}", self.text).into(),
         ])
@@ -101,7 +104,7 @@ fn training(name: &str, images: u64, ticks: &[Tick]) -> Row {
     let of_stage: Vec<&Tick> = ticks.iter().filter(|t| t.stage == name).collect();
     let last = of_stage.last();
     let done = last.map_or(0, |t| t.nimg);
-    let rate = last.map_or(0.0, |t| t.img_per_s);
+    let rate = last.filter(|_| done < images).map_or(0.0, |t| t.img_per_s);
     let speed = if rate > 0.0 { format!(", {rate:.0}/s") } else { String::new() };
     let text = format!("{}/{} images{speed}", HumanCount(done), HumanCount(images));
     Row { name: name.to_string(), done: done as f64, total: images as f64, text, rate }
@@ -110,12 +113,12 @@ fn training(name: &str, images: u64, ticks: &[Tick]) -> Row {
 fn searching(name: &str, search: &Search) -> Option<Row> {
     let budget = &search.config()?.budget;
     let scored = search.of_methods().count() as f64;
-    let phase = search.evaluations().next_back().map_or_else(|| "begins".into(), |e| e.phase.to_string());
     let seconds: f64 = search.of_methods().map(|e| e.seconds).sum();
     let recent: Vec<f64> = search.of_methods().rev().take(RECENT).map(|e| e.seconds).collect();
     let rate = recent.len() as f64 / recent.iter().sum::<f64>().max(1e-9);
     let images: f64 = search.of_methods().map(|e| e.images as f64).sum();
-    let text = format!("{phase}, {scored} candidates, {rate:.2}/s");
+    let phase = search.evaluations().next_back().map_or_else(String::new, |e| format!("{}, ", e.phase));
+    let text = format!("{phase}{scored} candidates, {rate:.2}/s");
     let name = format!("search {name}");
     let row = |done, total, rate| Some(Row { name: name.clone(), done, total, text: text.clone(), rate });
     match (budget.evaluations, budget.seconds, budget.images) {
@@ -156,9 +159,8 @@ fn loss(frame: &mut Frame, area: Rect, ticks: &[Tick]) {
 fn scores(watched: &Watched) -> Vec<Line<'static>> {
     let mut lines = vec![Line::default()];
     if let Some(summary) = &watched.summary {
-        let figures: Vec<String> =
-            summary.models.iter().map(|m| format!("{} {}", m.label, figure(m.fd_heldout))).collect();
-        lines.push(format!("held-out FD: {}", figures.join("   ")).into());
+        let of_models = summary.models.iter().map(|m| format!("{} {}", m.label, figure(m.fd_heldout)));
+        lines.extend(listed("held-out FD:".into(), of_models));
     }
     if let Some((name, search)) = watched.latest_search() {
         let mut best: BTreeMap<Phase, f64> = BTreeMap::new();
@@ -166,8 +168,8 @@ fn scores(watched: &Watched) -> Vec<Line<'static>> {
             let so_far = best.entry(e.phase).or_insert(f64::INFINITY);
             *so_far = so_far.min(e.scores.fd);
         }
-        let figures: Vec<String> = best.iter().map(|(phase, fd)| format!("{phase} {}", figure(*fd))).collect();
-        lines.push(format!("best FD of search {name}: {}", figures.join("   ")).into());
+        let of_phases = best.iter().map(|(phase, fd)| format!("{phase} {}", figure(*fd)));
+        lines.extend(listed(format!("best FD of search {name}:"), of_phases));
     }
     let checkpoints = watched.checkpoints.values();
     if !checkpoints.is_empty() {
@@ -179,6 +181,20 @@ fn scores(watched: &Watched) -> Vec<Line<'static>> {
         lines.push(format!("memory {host:.1} GiB{device}").into());
     }
     lines
+}
+
+/// Items after a heading, in as many lines as they take.
+fn listed(heading: String, items: impl Iterator<Item = String>) -> Vec<Line<'static>> {
+    let mut lines = vec![heading];
+    for item in items {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 2 + item.chars().count() <= WIDTH => {
+                line.push_str(&format!("  {item}"))
+            }
+            _ => lines.push(format!("  {item}")),
+        }
+    }
+    lines.into_iter().map(Line::from).collect()
 }
 
 fn warnings(watched: &Watched) -> Vec<Line<'static>> {
