@@ -87,7 +87,7 @@ fn damaged_files_are_named_and_never_used() {
         damage(&copied.join("state/state.safetensors"));
         let message = refuse(folder, &run(&name));
         assert!(message.contains("state.safetensors: torn or altered"), "{message}");
-        assert!(message.contains("delete it to train again from the beginning"), "{message}");
+        assert!(message.contains("delete it: the run then trains from the beginning"), "{message}");
         // The remedy that the message names.
         remove(&copied.join("state/state.safetensors"));
         succeed(folder, &run(&name));

@@ -261,7 +261,7 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
     let i = config.stage.iter().position(|s| s.name == stage.name).unwrap_or_default();
     check_method(search, stage, problems);
     let checkpoints = saved(stage, search).base;
-    if stage.batch > 0 && checkpoints < 2 {
+    if stage.batch > 0 && checkpoints < 2 && search.when != When::Off {
         let message = format!(
             "stage `{}` keeps {checkpoints} checkpoint of a track for the search, expected at least 2",
             stage.name

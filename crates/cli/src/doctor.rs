@@ -1,7 +1,7 @@
 //! `lcsc doctor`: what this machine offers.
 
 use crate::explain::size;
-use crate::train::checkpoint_bytes;
+use crate::train::run_bytes;
 use crate::{Ended, config, ui};
 use lcsc_torch::{CudaStatus, default_threads, open_cuda, tch};
 use std::path::Path;
@@ -32,8 +32,8 @@ pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
     ui::say!("disk       {free} free here");
     if let Some(path) = config {
         let config::Loaded { config, data } = config::load(path, &[])?;
-        let needed = checkpoint_bytes(&config, config.image(&data));
-        ui::say!("           {} for the checkpoints of {}", size(needed), path.display());
+        let needed = run_bytes(&config, config.image(&data));
+        ui::say!("           {} for a run of {}", size(needed), path.display());
     }
     Ok(Ended::Done)
 }

@@ -2,7 +2,7 @@
 
 use crate::check::saved;
 use crate::config::{Config, Loaded};
-use crate::train::checkpoint_bytes;
+use crate::train::{checkpoint_bytes, run_bytes, state_bytes};
 use lcsc_search::{Budget, MethodName, SearchConfig, When, step_images};
 use lcsc_torch::StorageDtype;
 use lcsc_train::StageConfig;
@@ -44,7 +44,14 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
         )
         .into_diagnostic()?;
     }
-    writeln!(o, "disk       checkpoints {}", size(checkpoint_bytes(config, image))).into_diagnostic()?;
+    writeln!(
+        o,
+        "disk       {}: checkpoints {}, training state {} (two while it is replaced), merged model",
+        size(run_bytes(config, image)),
+        size(checkpoint_bytes(config, image)),
+        size(state_bytes(config, image))
+    )
+    .into_diagnostic()?;
     let Some(stage) = config.searched_stage() else { return Ok(out) };
     out.push_str(&search(config, stage, image)?);
     Ok(out)

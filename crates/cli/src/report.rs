@@ -308,7 +308,7 @@ fn scores(runs: &[Found]) -> Section {
     }
     let plot = Plot { x: "seconds of search".into(), y: "FD on the latents of the search".into(), series };
     let text = "Baselines first. A search by gradient draws fresh latents at each step; the best so far counts the scores on \
-                the fixed ones.";
+                the fixed ones, so that it stays flat until its finalists are scored there.";
     section("Search", text, vec![Part::Plot(plot)])
 }
 

@@ -6,7 +6,10 @@ use crate::search::{DEFAULT_NAME, EVALUATIONS};
 use crate::{extractor, progress, ui};
 use lcsc_data::Dataset;
 use lcsc_metrics::{Preparation, RealImages, Suite};
-use lcsc_torch::{Device, Error, Precision, Result, allow_tf32, catch, default_threads, set_cpu_threads, write_atomic};
+use lcsc_torch::{
+    Device, DeviceChoice, Error, Precision, Result, allow_tf32, catch, cpu_threads, default_threads, set_cpu_threads,
+    write_atomic,
+};
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
@@ -70,9 +73,17 @@ impl<'a> Session<'a> {
 }
 
 /// The device, after setting the number of CPU threads.
-pub fn machine(device: lcsc_torch::DeviceChoice, threads: Option<usize>) -> miette::Result<Device> {
+pub fn machine(device: DeviceChoice, threads: Option<usize>) -> miette::Result<Device> {
     set_cpu_threads(threads.unwrap_or_else(default_threads));
-    device.resolve().into_diagnostic()
+    let found = device.resolve().into_diagnostic()?;
+    match (device, found) {
+        (DeviceChoice::Auto, Device::Cpu) => {
+            tracing::info!("no CUDA (`lcsc doctor` says why): computing on the CPU, {} thread(s)", cpu_threads());
+        }
+        (_, Device::Cpu) => tracing::info!("computing on the CPU, {} thread(s)", cpu_threads()),
+        (_, device) => tracing::info!("computing on {device:?}"),
+    }
+    Ok(found)
 }
 
 /// A dataset on the device, read with a progress bar.

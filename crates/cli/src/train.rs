@@ -5,7 +5,7 @@ use crate::session::Session;
 use crate::{during, progress};
 use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
 use lcsc_search::When;
-use lcsc_torch::{Error, Result, SafeFile, Weights, bail, catch, load_weights};
+use lcsc_torch::{Context, Error, Result, SafeFile, Weights, bail, catch, load_weights};
 use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
 use lcsc_trajectory::{Manifest, TrainingState, TrajectoryConfig, check_disk};
 use lcsc_unet::ImageShape;
@@ -165,11 +165,31 @@ fn stage_bytes(config: &Config, stage: &StageConfig, image: ImageShape) -> u64 {
         + last.bytes(&layout, stage.images(), stage.batch, tracks.len() as u64)
 }
 
+/// Bytes of the largest training state: parameters, two moments, averages, and a target.
+pub fn state_bytes(config: &Config, image: ImageShape) -> u64 {
+    let of_stage = |stage: &StageConfig| {
+        let target = u64::from(stage.objective.target_ema(0, stage.steps()).is_some());
+        let vectors = 3 + stage.ema.len() as u64 + target;
+        vectors * 4 * config.model(stage, image).layout.numel() as u64
+    };
+    config.stage.iter().map(of_stage).max().unwrap_or(0)
+}
+
+/// Bytes of a run folder at its largest: a state is replaced by a new one that is whole.
+pub fn run_bytes(config: &Config, image: ImageShape) -> u64 {
+    let merged = config.searched_stage().map_or(0, |stage| 4 * config.model(stage, image).layout.numel() as u64);
+    checkpoint_bytes(config, image) + 2 * state_bytes(config, image) + merged
+}
+
 /// Refuses a run that the disk, or a stage's budget, has no room for; what is written already counts as there.
 fn check_space(session: &Session) -> Result<()> {
-    let written: u64 = Manifest::read(&session.run)?.iter().map(|c| c.bytes).sum();
-    let needed = checkpoint_bytes(&session.config, session.image);
-    check_disk(session.run.path(), needed.saturating_sub(written), None)?;
+    let mut written = 0;
+    for folder in [session.run.trajectory(), session.run.state()] {
+        for entry in std::fs::read_dir(&folder).at(&folder)? {
+            written += entry.at(&folder)?.metadata().at(&folder)?.len();
+        }
+    }
+    check_disk(session.run.path(), run_bytes(&session.config, session.image).saturating_sub(written), None)?;
     for stage in &session.config.stage {
         if let Some(budget) = stage.trajectory().disk_budget_gib {
             check_disk(session.run.path(), stage_bytes(&session.config, stage, session.image), Some(budget))?;

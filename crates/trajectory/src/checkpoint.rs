@@ -12,8 +12,8 @@ use std::path::Path;
 /// The name of the metadata entry in all our safetensors files.
 pub const METADATA: &str = "lcsc";
 
-pub(crate) const REMEDY: &str = "resume training from an earlier state to write it again, or delete its line in manifest.jsonl \
-                      to leave it out";
+pub(crate) const REMEDY: &str = "resume training from an earlier state to write it again; where there is none, delete its line in \
+                      manifest.jsonl to leave it out of searches of another --name";
 
 /// One saved checkpoint: a line of the manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

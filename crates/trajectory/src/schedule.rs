@@ -73,22 +73,26 @@ impl TrajectoryConfig {
 /// # Errors
 /// There is too little room, or the file system does not say.
 pub fn check_disk(folder: &Path, needed: u64, budget_gib: Option<f64>) -> Result<()> {
-    let needed = gib(needed);
-    let free = gib(fs4::available_space(folder).at(folder)?);
+    let free = fs4::available_space(folder).at(folder)?;
     let limit = match budget_gib {
-        Some(budget) if needed > budget => format!("disk_budget_gib allows {budget} GiB"),
-        _ if needed > free => format!("the file system has {free:.3} GiB free"),
+        Some(budget) if gib(needed) > budget => format!("disk_budget_gib allows {budget} GiB"),
+        _ if needed > free => format!("the file system has {} free", size(free)),
         _ => return Ok(()),
     };
     let message = format!(
-        "the checkpoints need {needed:.3} GiB, but {limit}: make every_nimg larger, window_nimg smaller, keep fewer \
-         tracks, or set dtype = \"bf16\" (half of f32)"
+        "there is to be room for {}, but {limit}: make every_nimg larger, window_nimg smaller, keep fewer \
+         tracks, or set dtype = \"bf16\" (half of f32)",
+        size(needed)
     );
     Err(Error::file(folder, message))
 }
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
+}
+
+fn size(bytes: u64) -> String {
+    if bytes < 1 << 30 { format!("{:.3} MiB", 1024.0 * gib(bytes)) } else { format!("{:.3} GiB", gib(bytes)) }
 }
 
 #[cfg(test)]

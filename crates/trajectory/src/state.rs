@@ -33,7 +33,8 @@ impl TrainingState {
         let is_whole = bytes.split_last_chunk::<HASH_BYTES>().is_some_and(|(rest, hash)| blake3::hash(rest) == *hash);
         if !is_whole {
             let message = "torn or altered: its content does not fit its BLAKE3 hash; restore it from a copy, or delete \
-                           it to train again from the beginning";
+                           it: the run then trains from the beginning, and its checkpoints can be searched as they are \
+                           (lcsc search --name NAME)";
             return Err(Error::file(path, message));
         }
         let file = SafeFile::from_bytes(&path, bytes)?;
