@@ -34,6 +34,7 @@ pub struct ExtractorConfig {
     /// What Inception computes in: `f32`, or faster on GPUs `bf16` or `f16`, whose distances are not comparable with published
     /// ones.
     #[serde(skip_serializing_if = "is_f32")]
+    #[schemars(extend("default" = "f32"))]
     pub precision: Precision,
 }
 
