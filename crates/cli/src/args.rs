@@ -116,7 +116,7 @@ pub struct ConfigFile {
 pub struct RunArgs {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// Run folder (default: runs/<name>).
+    /// Run folder (default: `runs/<name>`).
     #[arg(long)]
     pub out: Option<PathBuf>,
 }

@@ -9,8 +9,8 @@ Every key of a [config file](config.md), as `lcsc config reference` prints it. S
 path of their keys; values are TOML.
 
 - A choice is written as one of its quoted names, or as a table with one of its keys: `sampler.heun = { steps = 9 }`.
-- A table or choice that is left out has the default beside it; keys not shown there have the default of their own section.
-  What is *unset* has no value; its description says what happens then.
+- A table or choice that is left out has the default beside it; keys not shown there have the default of their own
+  section. What is *unset* has no value; its description says what happens then.
 ";
 
 /// A table, or a choice among tables: what has a section of its own.

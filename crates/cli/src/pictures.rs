@@ -13,7 +13,7 @@ pub const NEAREST: i64 = 7;
 /// Images of a whole sheet.
 pub const SHEET: u64 = 8 * COLUMNS;
 
-/// The first `n` images of the run's picture latents, u8 [N,C,H,W].
+/// The first `n` images of the run's picture latents, u8 `[N,C,H,W]`.
 pub fn sample(session: &Session, model: &Model, weights: &Weights, n: u64) -> Result<Tensor> {
     let net = model.bind(weights)?;
     let config = &session.config;
@@ -37,7 +37,7 @@ pub fn nearest(images: &Tensor, scorer: &Scorer, real: &Tensor) -> Result<Option
     Ok(Some(rows.f_flatten(0, 1)?))
 }
 
-/// Images u8 [N,C,H,W] as bytes.
+/// Images u8 `[N,C,H,W]` as bytes.
 pub fn batch(images: &Tensor) -> Result<ImageBatch> {
     let images = images.f_to(lcsc_torch::Device::Cpu)?.f_contiguous()?;
     let (n, c, h, w) = images.size4()?;

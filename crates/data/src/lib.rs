@@ -1,8 +1,8 @@
 //! Datasets to batches: images are decoded once to u8, kept on the device where they fit, and drawn in an order that is
 //! a pure function of (seed, position).
 //!
-//! Read are folders, zips and archives as they are published (`Dataset::open` tells them apart by their content); `convert`
-//! writes any of them as a zip in EDM's layout.
+//! Folders, zips and archives are read as they are published, told apart by their content ([`Dataset::open`]);
+//! [`convert`] writes any of them as a zip in EDM's layout.
 //!
 //! ```
 //! use indicatif::ProgressBar;

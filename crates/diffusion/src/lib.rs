@@ -1,7 +1,7 @@
 //! The maths of diffusion and consistency models: preconditioning, objectives, samplers.
 //!
-//! A [`Model`] is a network with its preconditioning; bound to weights it is the denoiser D(x;σ), which objectives train and
-//! samplers follow.
+//! A [`Model`] is a network with its preconditioning; bound to weights it is the denoiser D(x;σ), which objectives
+//! train and samplers follow.
 //!
 //! ```
 //! use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig, generate};

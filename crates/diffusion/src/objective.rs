@@ -134,7 +134,7 @@ impl ObjectiveConfig {
 
 /// One round: images that go through the network together, and the place of their random draws.
 pub struct Round<'a> {
-    /// f32 [B,C,H,W] in [−1,1].
+    /// f32 `[B,C,H,W]` in [−1,1].
     pub images: &'a Tensor,
     /// Classes and augmentation labels.
     pub conditioning: &'a Conditioning,
@@ -176,7 +176,7 @@ impl Objective {
         Ok(Self { config: config.clone(), distance })
     }
 
-    /// The loss of each image of a round, f32 [B], with gradient to the online network's parameters.
+    /// The loss of each image of a round, f32 `[B]`, with gradient to the online network's parameters.
     ///
     /// # Errors
     /// The teacher is missing, or the device has no room.

@@ -12,12 +12,12 @@
 //! use lcsc_metrics::{FeatureStats, frechet_distance};
 //! use lcsc_torch::{Device, Stream, latents};
 //! # fn main() -> lcsc_torch::Result<()> {
-//! let features = |seed| Ok::<_, lcsc_torch::Error>(latents(seed, Stream::Noise, 0, 500, [4, 1, 1], Device::Cpu)?.flatten(1, -1));
-//! let real = FeatureStats::of(&features(0)?)?;
-//! let shifted = FeatureStats::of(&(features(0)? + 3.0))?;
+//! let normal = |seed| latents(seed, Stream::Noise, 0, 500, [4, 1, 1], Device::Cpu).map(|z| z.flatten(1, -1));
+//! let real = FeatureStats::of(&normal(0)?)?;
+//! let shifted = FeatureStats::of(&(normal(0)? + 3.0))?;
 //! // Of equal covariances the distance is that of the means, squared: 3² for each of four features.
 //! assert!((frechet_distance(&real, &shifted)? - 36.0).abs() < 1e-3);
-//! assert!(frechet_distance(&real, &FeatureStats::of(&features(1)?)?)? < 0.2);
+//! assert!(frechet_distance(&real, &FeatureStats::of(&normal(1)?)?)? < 0.2);
 //! # Ok(())
 //! # }
 //! ```

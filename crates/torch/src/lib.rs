@@ -4,7 +4,8 @@
 //! names its pieces. An architecture holds shapes and [`ParamId`]s, never weights, so that optimizer, EMA, checkpoint,
 //! trajectory and merged model are all linear algebra on vectors of length P.
 //!
-//! Around it: devices and CUDA, seeded noise, optimizers, safetensors files, and an [`Error`] that names what went wrong.
+//! Around it: devices and CUDA, seeded noise, optimizers, safetensors files, and an [`Error`] that names what went
+//! wrong.
 //!
 //! ```
 //! use lcsc_torch::{Device, Init, Kind, LayoutBuilder, Tensor};

@@ -1,7 +1,8 @@
 //! Training: one visible loop over a flat parameter vector, exact resume, EMA tracks, checkpoints along the way.
 //!
-//! A [`Trainer`] trains one stage: the objective's loss of seeded batches and noise, one gradient vector, one step, the averages,
-//! and what is saved on the way. A run killed at any moment goes on from its state as if nothing had happened.
+//! A [`Trainer`] trains one stage: the objective's loss of seeded batches and noise, one gradient vector, one step, the
+//! averages, and what is saved on the way. A run killed at any moment goes on from its state as if nothing had
+//! happened.
 //!
 //! ```
 //! use indicatif::ProgressBar;

@@ -1,6 +1,6 @@
 //! UNets as pure functions of one flat parameter vector, with the tensor names of the reference checkpoints.
 //!
-//! A [`Network`] holds shapes and indices; its weights are one vector, cut into pieces by the layout that is made with it.
+//! A [`Network`] holds shapes and indices; its weights are one vector, cut into pieces by the layout made with it.
 //!
 //! ```
 //! use lcsc_torch::{Device, Kind, Tensor};
