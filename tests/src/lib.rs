@@ -37,9 +37,10 @@ pub fn lcsc() -> &'static Path {
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
         build.args(["build", "--quiet", "--package", "lcsc-cli", "--profile", profile]);
         // What cargo tells tests about their package is no business of a build: some build scripts would run again.
-        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        let package = ["CARGO_MANIFEST_", "CARGO_PKG_"];
-        names.filter(|name| package.iter().any(|p| name.starts_with(p))).for_each(|name| drop(build.env_remove(name)));
+        let package = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+        for (name, _) in std::env::vars().filter(|(name, _)| package(name)) {
+            build.env_remove(name);
+        }
         assert!(build.arg("--target-dir").arg(target.parent().unwrap()).status().unwrap().success());
         target.join("lcsc")
     });
