@@ -8,8 +8,10 @@ export OMP_NUM_THREADS=1
 
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --workspace "$@"
+  cargo test --quiet --workspace --doc -- "$@"
 else
   cargo test --workspace -- "$@"
 fi

@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the `lcsc` binary, its runs, and the files that they leave.
 
+pub mod docs;
+
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};
 use lcsc_metrics::{Preparation, Progress, RealImages};
@@ -32,14 +34,13 @@ pub fn lcsc() -> &'static Path {
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
         let mut build = Command::new(cargo);
-        build.current_dir(env!("CARGO_MANIFEST_DIR")).args([
-            "build",
-            "--quiet",
-            "--package",
-            "lcsc-cli",
-            "--profile",
-            profile,
-        ]);
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.args(["build", "--quiet", "--package", "lcsc-cli", "--profile", profile]);
+        // What cargo tells tests about their package is no business of a build: some build scripts would run again.
+        let package = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+        for (name, _) in std::env::vars().filter(|(name, _)| package(name)) {
+            build.env_remove(name);
+        }
         assert!(build.arg("--target-dir").arg(target.parent().unwrap()).status().unwrap().success());
         target.join("lcsc")
     });
@@ -67,8 +68,21 @@ pub fn cache() -> &'static Path {
 
 /// A run of `lcsc` in a folder: one thread, no colours, the cache of the tests.
 pub fn command(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(lcsc());
-    command.current_dir(folder).args(args).stdin(Stdio::null());
+    let mut command = program(lcsc(), folder);
+    command.args(args);
+    command
+}
+
+/// Runs a line of shell in a folder, which finds `lcsc`.
+pub fn shell(folder: &Path, line: &str) -> Ended {
+    let mut command = program(Path::new("bash"), folder);
+    let path = format!("{}:{}", lcsc().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    command.args(["-eu", "-o", "pipefail", "-c", line]).env("PATH", path).output().unwrap().into()
+}
+
+fn program(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(folder).stdin(Stdio::null());
     command.env("OMP_NUM_THREADS", "1").env("LCSC_CACHE", cache()).env_remove("RUST_LOG");
     // How miette draws its reports.
     command.env("NO_COLOR", "1").env("LC_ALL", "C.UTF-8").env_remove("TERM").env_remove("NO_GRAPHICS");

@@ -2,6 +2,7 @@
 
 use crate::bench::Work;
 use crate::data::DataCommand;
+use crate::examples;
 use crate::search::Compared;
 use clap::{Parser, Subcommand};
 use lcsc_metrics::ExtractorConfig;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 /// Trains diffusion and consistency models, keeps a trajectory of checkpoints, and searches the linear combination of
 /// them that generates best (LCSC).
 #[derive(Parser)]
-#[command(name = "lcsc", version, propagate_version = true)]
+#[command(name = "lcsc", version, propagate_version = true, after_help = examples::LCSC)]
 pub struct Args {
     /// Show warnings and errors alone.
     #[arg(short, long, global = true)]
@@ -28,54 +29,79 @@ pub struct Args {
 #[derive(Subcommand)]
 pub enum Command {
     /// Train, search, and make the merged model: the main job. The same command resumes a killed run.
+    #[command(after_help = examples::RUN)]
     Run(RunArgs),
     /// Train alone.
+    #[command(after_help = examples::TRAIN)]
     Train(RunArgs),
     /// Search the checkpoints of a run.
+    #[command(after_help = examples::SEARCH)]
     Search(SearchArgs),
     /// Make a weights file from coefficients found before.
+    #[command(after_help = examples::MERGE)]
     Merge(MergeArgs),
     /// Sample images from a weights file.
+    #[command(after_help = examples::SAMPLE)]
     Sample(SampleArgs),
     /// Measure a weights file or images against a dataset or statistics of one.
+    #[command(after_help = examples::EVAL)]
     Eval(EvalArgs),
     /// Take in weights of another program, or a trajectory of them.
+    #[command(after_help = examples::IMPORT)]
     Import(ImportArgs),
     /// Write weights for another program.
+    #[command(after_help = examples::EXPORT)]
     Export(ExportArgs),
     /// Prepare, show or fetch datasets.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::DATA)]
     Data(DataCommand),
     /// Tell what this machine offers, and what a config needs.
+    #[command(after_help = examples::DOCTOR)]
     Doctor {
         /// Also estimate the disk that this config needs.
         config: Option<PathBuf>,
     },
     /// A page to look at: results, samples, coefficients, curves; of several runs one that compares them.
+    #[command(after_help = examples::REPORT)]
     Report(ReportArgs),
     /// Show in the terminal what a run is at, also one of another process or one that has ended; `q` leaves.
     Watch(WatchArgs),
     /// Time what training and search are made of, beside what this machine can do at most.
+    #[command(after_help = examples::BENCH)]
     Bench(BenchArgs),
     /// Check, show or explain a config file.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::CONFIG)]
     Config(ConfigCommand),
     /// Print a completion script for a shell.
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+    /// Write man pages, one a command.
+    #[command(after_help = examples::MAN)]
+    Man {
+        /// Folder to write them to.
+        folder: PathBuf,
     },
 }
 
 #[derive(Subcommand)]
 pub enum ConfigCommand {
     /// Find everything that is wrong with it.
+    #[command(after_help = examples::CONFIG_CHECK)]
     Check(ConfigFile),
     /// Print it with every default written out.
+    #[command(after_help = examples::CONFIG_SHOW)]
     Show(ConfigFile),
     /// Print the JSON schema of config files.
+    #[command(after_help = examples::CONFIG_SCHEMA)]
     Schema,
+    /// Print a reference of all keys as Markdown.
+    #[command(after_help = examples::CONFIG_REFERENCE)]
+    Reference,
     /// Say what it will take: parameters, memory, disk, evaluations.
+    #[command(after_help = examples::CONFIG_EXPLAIN)]
     Explain(ConfigFile),
 }
 
@@ -92,7 +118,7 @@ pub struct ConfigFile {
 pub struct RunArgs {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// Run folder (default: runs/<name>).
+    /// Run folder (default: `runs/<name>`).
     #[arg(long)]
     pub out: Option<PathBuf>,
 }

@@ -30,10 +30,10 @@ pub struct Config {
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default)]
     pub device: DeviceChoice,
-    /// CPU threads of one operation; by default all cores.
+    /// CPU threads of one operation; by default `OMP_NUM_THREADS`, else all cores.
     #[serde(default)]
     pub threads: Option<usize>,
-    /// The type in which networks compute.
+    /// What networks compute in; weights, moments, preconditioning, losses and samplers stay f32 or wider.
     #[serde(default)]
     pub precision: Precision,
     /// The images.
@@ -47,7 +47,7 @@ pub struct Config {
     /// What surrounds the network, and what it is told of the noise level.
     #[serde(default)]
     pub preconditioning: PreconditioningConfig,
-    /// Stages of training, one after the other.
+    /// Stages of training, one after the other, each a `[[stage]]`.
     pub stage: Vec<StageConfig>,
     /// How images are made when models are compared.
     #[serde(default)]
@@ -215,7 +215,7 @@ fn apply_preset(document: &mut Document) -> Option<Problem> {
 }
 
 /// The JSON schema of config files, for editors.
-pub fn schema() -> miette::Result<String> {
+pub fn schema() -> serde_json::Value {
     let mut schema = schemars::schema_for!(Config).to_value();
     // `preset` is resolved before the config is read.
     let preset = serde_json::json!({
@@ -230,5 +230,5 @@ pub fn schema() -> miette::Result<String> {
     if let Some(ways) = schema["$defs"]["NetworkConfig"]["oneOf"].as_array_mut() {
         ways.push(alone);
     }
-    serde_json::to_string_pretty(&schema).into_diagnostic()
+    schema
 }

@@ -1,5 +1,6 @@
 //! `lcsc data`: prepares, shows and fetches datasets.
 
+use crate::examples;
 use crate::progress::{BYTES, bar};
 use crate::session::cache_folder;
 use crate::{Ended, pictures, ui};
@@ -15,10 +16,13 @@ const CLASSES_SHOWN: usize = 20;
 #[derive(Subcommand)]
 pub enum DataCommand {
     /// Write any dataset as a zip in EDM's layout.
+    #[command(after_help = examples::DATA_CONVERT)]
     Convert(ConvertArgs),
     /// Tell what a dataset holds.
+    #[command(after_help = examples::DATA_INFO)]
     Info(InfoArgs),
     /// Download a published file, checked by its hash; a download that was cut goes on.
+    #[command(after_help = examples::DATA_FETCH)]
     Fetch(FetchArgs),
 }
 

@@ -95,7 +95,7 @@ impl Source {
         }
     }
 
-    /// Calls `with` for each chunk of the first `n` images, u8 [B,C,H,W].
+    /// Calls `with` for each chunk of the first `n` images, u8 `[B,C,H,W]`.
     fn chunks(
         &self,
         args: &EvalArgs,
@@ -160,7 +160,7 @@ fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<V
 }
 
 impl Source {
-    /// The shape [C,H,W] of the images.
+    /// The shape `[C,H,W]` of the images.
     fn chw(&self) -> [i64; 3] {
         match self {
             Self::Weights(g) => [g.card.image.channels, g.card.image.resolution, g.card.image.resolution],

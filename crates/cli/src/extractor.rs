@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The environment variable that names a copy of FID's Inception weights.
 const INCEPTION: &str = "LCSC_INCEPTION";
 
-/// The extractor of a config for images [C,H,W]; none where it is a classifier that is trained on the data.
+/// The extractor of a config for images `[C,H,W]`; none where it is a classifier that is trained on the data.
 ///
 /// # Errors
 /// A file is missing, damaged, or holds something else.

@@ -5,15 +5,20 @@ mod bench;
 mod card;
 mod check;
 mod config;
+mod config_reference;
 mod data;
+#[cfg(test)]
+mod docs;
 mod doctor;
 mod document;
 mod during;
 mod eval;
+mod examples;
 mod explain;
 mod export;
 mod extractor;
 mod import;
+mod man;
 mod merge;
 mod naming;
 mod pictures;
@@ -83,6 +88,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
             clap_complete::generate(shell, &mut Args::command(), "lcsc", &mut std::io::stdout());
             Ok(Ended::Done)
         }
+        Command::Man { folder } => man::write(&folder).map(|()| Ended::Done),
     }
 }
 
@@ -98,7 +104,8 @@ fn config_command(command: ConfigCommand) -> miette::Result<Ended> {
         ConfigCommand::Explain(file) => {
             ui::say!("{}", explain::text(&config::load(&file.config, &file.set)?)?.trim_end())
         }
-        ConfigCommand::Schema => ui::say!("{}", config::schema()?),
+        ConfigCommand::Schema => ui::say!("{:#}", config::schema()),
+        ConfigCommand::Reference => ui::say!("{}", config_reference::text(&config::schema()).trim_end()),
     }
     Ok(Ended::Done)
 }

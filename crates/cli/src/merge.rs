@@ -62,7 +62,7 @@ impl Coefficients {
         toml::from_str(&text).map_err(|e| Error::file(path, format!("is no coefficients file: {}", e.message())))
     }
 
-    /// α [G][K].
+    /// α `[G][K]`.
     fn rows(&self, path: &Path) -> Result<Vec<Vec<f64>>> {
         let g = self.groups.len();
         if let Some(term) = self.checkpoint.iter().find(|c| c.alpha.len() != g) {

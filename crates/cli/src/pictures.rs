@@ -12,7 +12,7 @@ pub const NEAREST: i64 = 7;
 /// Images of a whole sheet.
 pub const SHEET: u64 = 8 * COLUMNS;
 
-/// The first `n` images of the run's picture latents, u8 [N,C,H,W].
+/// The first `n` images of the run's picture latents, u8 `[N,C,H,W]`.
 pub fn sample(session: &Session, model: &Model, weights: &Weights, n: u64) -> Result<Tensor> {
     let net = model.bind(weights)?;
     let config = &session.config;

@@ -75,7 +75,7 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     Ok(Ended::Done)
 }
 
-/// Calls `with` for each chunk of samples, u8 [B,C,H,W]: no more than a chunk is held.
+/// Calls `with` for each chunk of samples, u8 `[B,C,H,W]`: no more than a chunk is held.
 pub fn chunks(
     net: &Denoiser,
     sampler: &SamplerConfig,
@@ -104,7 +104,8 @@ fn write(output: &Output, images: &Tensor, classes: Option<&Tensor>) -> Result<(
     }
 }
 
-/// `arr_0` uint8 [N,H,W,C], and the classes as `arr_1` int64 [N] where there are any, as OpenAI's reference batches.
+/// `arr_0` uint8 `[N,H,W,C]`, and the classes as `arr_1` int64 `[N]` where there are any, as OpenAI's reference
+/// batches.
 fn write_npz(path: &Path, images: &Tensor, classes: Option<&Tensor>) -> Result<()> {
     let shape: Vec<u64> = [0, 2, 3, 1].iter().map(|&axis: &usize| images.size()[axis] as u64).collect();
     let nhwc = Vec::<u8>::try_from(images.permute([0, 2, 3, 1]).f_flatten(0, -1)?)?;

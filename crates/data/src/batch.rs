@@ -9,11 +9,11 @@ use tch::{Device, Tensor};
 /// Images as networks take them.
 #[derive(Debug)]
 pub struct Batch {
-    /// f32 [B,C,H,W] in [−1,1].
+    /// f32 `[B,C,H,W]` in [−1,1].
     pub images: Tensor,
-    /// Classes, i64 [B].
+    /// Classes, i64 `[B]`.
     pub labels: Option<Tensor>,
-    /// What augmentation did to each image, f32 [B,9], where the dataset has augmentation.
+    /// What augmentation did to each image, f32 `[B,9]`, where the dataset has augmentation.
     pub augment_labels: Option<Tensor>,
 }
 

@@ -35,9 +35,9 @@ pub fn inspect(config: &DataConfig) -> Result<DataInfo> {
 /// All images of a dataset, in the order of their sorted names (that of EDM).
 #[derive(Debug)]
 pub struct Dataset {
-    /// Pixels, u8 [N,C,H,W], H = W.
+    /// Pixels, u8 `[N,C,H,W]`, H = W.
     pub images: Tensor,
-    /// Classes, i64 [N], on the device of the images.
+    /// Classes, i64 `[N]`, on the device of the images.
     pub labels: Option<Tensor>,
     /// Number of classes; 0 without labels.
     pub classes: i64,

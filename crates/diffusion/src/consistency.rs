@@ -152,7 +152,7 @@ impl Default for IctConfig {
 }
 
 impl Weighting {
-    /// λ(σ) of σ f32 [B].
+    /// λ(σ) of σ f32 `[B]`.
     pub fn of(self, sigma: &Tensor) -> Tensor {
         let snr = sigma.square().reciprocal();
         match self {
@@ -282,8 +282,8 @@ fn check_intervals(s_0: u64, s_1: u64, grid: &ConsistencyGrid) -> Vec<Invalid> {
     grid.validate(s_1.saturating_add(1), "s_1")
 }
 
-/// d(f(x_t,t), f⁻(x_r,r)) for neighbouring noise levels t > r f32 [B] and x_t, x_r f32 [B,C,H,W] of one trajectory → f32
-/// [B]. No gradient goes through the target f⁻. (Song et al. 2023, eq. 7 and 10.)
+/// d(f(x_t,t), f⁻(x_r,r)) for neighbouring noise levels t > r f32 `[B]` and x_t, x_r f32 `[B,C,H,W]` of one trajectory
+/// → f32 `[B]`. No gradient goes through the target f⁻. (Song et al. 2023, eq. 7 and 10.)
 pub fn consistency_loss(
     online: impl Fn(&Tensor, &Tensor) -> Tensor,
     target: impl Fn(&Tensor, &Tensor) -> Tensor,

@@ -64,7 +64,7 @@ pub(crate) fn sigma_data(net: &Denoiser) -> f64 {
     }
 }
 
-/// λ(σ)·‖D(y+n;σ) − y‖², summed over pixels: y and unit `noise` f32 [B,C,H,W], σ f32 [B] → f32 [B].
+/// λ(σ)·‖D(y+n;σ) − y‖², summed over pixels: y and unit `noise` f32 `[B,C,H,W]`, σ f32 `[B]` → f32 `[B]`.
 /// (Karras et al. 2022, eq. 2 with λ of table 1.)
 pub fn edm_loss(
     denoise: impl Fn(&Tensor, &Tensor) -> Tensor,
@@ -79,7 +79,7 @@ pub fn edm_loss(
     weight * per_image((d_yn - y).square())
 }
 
-/// ‖ε − ε_θ‖² = ‖D(y+σε;σ) − y‖²/σ², the mean over pixels: y and unit `noise` f32 [B,C,H,W], σ f32 [B] → f32 [B].
+/// ‖ε − ε_θ‖² = ‖D(y+σε;σ) − y‖²/σ², the mean over pixels: y and unit `noise` f32 `[B,C,H,W]`, σ f32 `[B]` → f32 `[B]`.
 /// (Ho et al. 2020, eq. 14.)
 pub fn ddpm_loss(denoise: impl Fn(&Tensor, &Tensor) -> Tensor, y: &Tensor, sigma: &Tensor, noise: &Tensor) -> Tensor {
     let s = sigma.reshape([-1, 1, 1, 1]);

@@ -63,7 +63,7 @@ impl Distance {
         })
     }
 
-    /// d(a,b) of each image: f32 [B,C,H,W] → f32 [B].
+    /// d(a,b) of each image: f32 `[B,C,H,W]` → f32 `[B]`.
     pub fn between(&self, a: &Tensor, b: &Tensor) -> Tensor {
         let mean = |x: Tensor| x.flatten(1, -1).mean_dim(1i64, false, Kind::Float);
         match self {

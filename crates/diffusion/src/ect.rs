@@ -92,7 +92,7 @@ impl EctConfig {
         found
     }
 
-    /// r = t·(1 − n(t)/q^{stage+1}), at least 0, for t f32 [B].
+    /// r = t·(1 − n(t)/q^{stage+1}), at least 0, for t f32 `[B]`.
     pub fn t_to_r(&self, t: &Tensor, stage: u64) -> Tensor {
         let decay = self.decay(stage);
         let ratio = match self.adj {
@@ -103,8 +103,8 @@ impl EctConfig {
     }
 }
 
-/// ECT's loss √(‖D(y+tε;t) − sg D(y+rε;r)‖² + c²) − c, divided by t − r: y and unit `noise` f32 [B,C,H,W],
-/// t and r f32 [B] → f32 [B]. Where r = 0 the target is the clean image. (Geng et al. 2024, eq. 13 and 16.)
+/// ECT's loss √(‖D(y+tε;t) − sg D(y+rε;r)‖² + c²) − c, divided by t − r: y and unit `noise` f32 `[B,C,H,W]`,
+/// t and r f32 `[B]` → f32 `[B]`. Where r = 0 the target is the clean image. (Geng et al. 2024, eq. 13 and 16.)
 pub fn ect_loss(
     denoise: impl Fn(&Tensor, &Tensor) -> Tensor,
     y: &Tensor,

@@ -7,11 +7,11 @@ use crate::solver::State;
 use lcsc_torch::tch::{no_grad, with_grad};
 use lcsc_torch::{Device, Kind, Result, Tensor, Weights, bail};
 
-/// ∂F/∂θ f32 [P] for a function F of the images of a draw: the vector-Jacobian product through the whole sampler.
+/// ∂F/∂θ f32 `[P]` for a function F of the images of a draw: the vector-Jacobian product through the whole sampler.
 ///
-/// `cotangent` gets the images f32 [N,C,H,W] without graph, those that [`generate`](crate::generate()) makes, and gives
-/// ∂F/∂images f32 [N,C,H,W]. The result is linear in that: the gradient for many images is the sum over draws that
-/// make a part of them each.
+/// `cotangent` gets the images f32 `[N,C,H,W]` without graph, those that [`generate`](crate::generate()) makes, and
+/// gives ∂F/∂images f32 `[N,C,H,W]`. The result is linear in that: the gradient for many images is the sum over draws
+/// that make a part of them each.
 ///
 /// Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): the states x_0 … x_{S−1} are computed without graph,
 /// then each step, from the last to the first, is computed again with one. So the memory is that of S states and the

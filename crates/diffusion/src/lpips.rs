@@ -209,8 +209,8 @@ impl Lpips {
         Ok(Self { net, params })
     }
 
-    /// d(a,b) of each pair: a and b f32 [B,C,H,W] in [−1,1], C of 1 or 3 → f32 [B], 0 or more; gradients flow to both
-    /// (a side that needs none costs none). Σ_l mean_hw Σ_c w_lc (â_lchw − b̂_lchw)². (Zhang et al. 2018, eq. 1.)
+    /// d(a,b) of each pair: a and b f32 `[B,C,H,W]` in [−1,1], C of 1 or 3 → f32 `[B]`, 0 or more; gradients flow to
+    /// both (a side that needs none costs none). Σ_l mean_hw Σ_c w_lc (â_lchw − b̂_lchw)². (Zhang et al. 2018, eq. 1.)
     pub fn distance(&self, a: &Tensor, b: &Tensor) -> Tensor {
         let (a, b) = (self.features(self.prepare(a)), self.features(self.prepare(b)));
         let parts = self.net.slices.iter().zip(a.iter().zip(&b)).map(|(slice, (a, b))| {

@@ -21,9 +21,9 @@ pub struct Model {
 /// What a network is told beside image and noise level.
 #[derive(Debug, Default)]
 pub struct Conditioning {
-    /// One-hot classes f32 [B,label_dim].
+    /// One-hot classes f32 `[B,label_dim]`.
     pub labels: Option<Tensor>,
-    /// Augmentation labels f32 [B,augment_dim].
+    /// Augmentation labels f32 `[B,augment_dim]`.
     pub augment_labels: Option<Tensor>,
 }
 
@@ -56,7 +56,7 @@ pub struct Denoiser<'m> {
 }
 
 impl Denoiser<'_> {
-    /// D(x;σ): x f32 [B,C,H,W], σ f32 [B] → f32 [B,C,H,W]. `train` turns dropout on.
+    /// D(x;σ): x f32 `[B,C,H,W]`, σ f32 `[B]` → f32 `[B,C,H,W]`. `train` turns dropout on.
     pub fn denoise(
         &self,
         x: &Tensor,
@@ -78,12 +78,12 @@ impl Denoiser<'_> {
     }
 }
 
-/// Classes i64 [B] → one-hot f32 [B,label_dim]; none for an unconditional model.
+/// Classes i64 `[B]` → one-hot f32 `[B,label_dim]`; none for an unconditional model.
 pub fn one_hot(classes: Option<&Tensor>, label_dim: i64) -> Option<Tensor> {
     classes.filter(|_| label_dim > 0).map(|c| c.one_hot(label_dim).to_kind(Kind::Float))
 }
 
-/// Classes i64 [n] of the generated images `first..first+n`, uniform, each a function of (seed, index); none for an
+/// Classes i64 `[n]` of the generated images `first..first+n`, uniform, each a function of (seed, index); none for an
 /// unconditional model.
 pub fn random_classes(seed: u64, first: u64, n: usize, label_dim: i64, device: Device) -> Option<Tensor> {
     (label_dim > 0).then(|| {

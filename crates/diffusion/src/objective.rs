@@ -134,7 +134,7 @@ impl ObjectiveConfig {
 
 /// One round: images that go through the network together, and the place of their random draws.
 pub struct Round<'a> {
-    /// f32 [B,C,H,W] in [−1,1].
+    /// f32 `[B,C,H,W]` in [−1,1].
     pub images: &'a Tensor,
     /// Classes and augmentation labels.
     pub conditioning: &'a Conditioning,

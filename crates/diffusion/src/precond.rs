@@ -205,13 +205,13 @@ pub enum Scalings {
 /// The four coefficients for a batch of noise levels.
 #[derive(Debug)]
 pub struct Coefficients {
-    /// [B,1,1,1]
+    /// `[B,1,1,1]`
     pub c_skip: Tensor,
-    /// [B,1,1,1]
+    /// `[B,1,1,1]`
     pub c_out: Tensor,
-    /// [B,1,1,1]
+    /// `[B,1,1,1]`
     pub c_in: Tensor,
-    /// [B]
+    /// `[B]`
     pub c_noise: Tensor,
 }
 
@@ -227,7 +227,8 @@ impl Preconditioning {
         }
     }
 
-    /// The coefficients at σ f32 [B]. Boundary scalings are for EDM's preconditioning: no other has a boundary condition.
+    /// The coefficients at σ f32 `[B]`. Boundary scalings are for EDM's preconditioning: no other has a boundary
+    /// condition.
     pub fn coefficients(&self, sigma: &Tensor, scalings: Scalings) -> Coefficients {
         let s = sigma.reshape([-1, 1, 1, 1]);
         match self {

@@ -10,13 +10,13 @@ use std::convert::Infallible;
 /// What a sampler made.
 #[derive(Debug)]
 pub struct Samples {
-    /// f32 [B,C,H,W], about [−1,1], not clamped.
+    /// f32 `[B,C,H,W]`, about [−1,1], not clamped.
     pub images: Tensor,
     /// Network evaluations an image, counted while sampling.
     pub nfe: usize,
 }
 
-/// Runs a sampler on unit normal latents f32 [B,C,H,W].
+/// Runs a sampler on unit normal latents f32 `[B,C,H,W]`.
 ///
 /// `denoise(x f32, σ)` is D(x;σ) with the sampler's scalings and guidance; `noise(i)` gives unit normal noise of the
 /// latents' shape for step i and is called only where noise is added.

@@ -5,8 +5,8 @@ use crate::stats::FeatureStats;
 use lcsc_torch::{Kind, Result, Stream, Tensor, bail, rng, unit_f64};
 
 impl Reference {
-    /// The standard deviation of the Fréchet distance over `replicates` resamples of the N features [N,D], of any float
-    /// type, each of N vectors drawn with replacement; infinite where a distance is.
+    /// The standard deviation of the Fréchet distance over `replicates` resamples of the N features `[N,D]`, of any
+    /// float type, each of N vectors drawn with replacement; infinite where a distance is.
     ///
     /// It says how the distance of N images scatters between sets of latents. The resamples' mean is no estimate of
     /// the distance (repeated images make it larger), and where generated and real features nearly agree the

@@ -110,7 +110,7 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Adds images u8 [B,C,H,W].
+    /// Adds images u8 `[B,C,H,W]`.
     ///
     /// # Errors
     /// Another type or shape than the extractor takes, features that are not finite, or more images than announced.

@@ -29,7 +29,7 @@ pub enum Extractor {
 }
 
 impl Extractor {
-    /// Features f32 [N,D] of images u8 [N,C,H,W], on the extractor's device, without gradient.
+    /// Features f32 `[N,D]` of images u8 `[N,C,H,W]`, on the extractor's device, without gradient.
     ///
     /// # Errors
     /// The images have another type or shape than the real ones, or libtorch failed.
@@ -46,7 +46,7 @@ impl Extractor {
         })
     }
 
-    /// Features f32 [B,D] of pixels f32 [B,C,H,W], in about [−1,1] and on the extractor's device, through which
+    /// Features f32 `[B,D]` of pixels f32 `[B,C,H,W]`, in about [−1,1] and on the extractor's device, through which
     /// gradients flow to `x`: what [`Self::features`] gives, without its rounding to u8.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl Extractor {
         matches!(self, Self::Classifier(_) | Self::Inception(_))
     }
 
-    /// Class probabilities f32 [B,classes] of features [B,D], where the extractor tells classes apart.
+    /// Class probabilities f32 `[B,classes]` of features `[B,D]`, where the extractor tells classes apart.
     ///
     /// # Errors
     /// The features are not the extractor's.
@@ -170,7 +170,7 @@ pub struct Pixels {
 }
 
 impl Pixels {
-    /// For images [C,H,W].
+    /// For images `[C,H,W]`.
     pub fn new(chw: [i64; 3], device: Device) -> Self {
         Self { chw, device }
     }

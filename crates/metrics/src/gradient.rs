@@ -11,12 +11,12 @@ const FLOOR: f64 = 1e-10;
 pub struct FrechetGradient {
     /// F, as [`Reference::distance`] gives it.
     pub distance: f64,
-    /// ∂F/∂f, f64 [N,D] on the CPU; zero where the distance is infinite.
+    /// ∂F/∂f, f64 `[N,D]` on the CPU; zero where the distance is infinite.
     pub features: Tensor,
 }
 
 impl Reference {
-    /// The Fréchet distance of N generated images' features [N,D], of any float type, and its derivatives
+    /// The Fréchet distance of N generated images' features `[N,D]`, of any float type, and its derivatives
     ///
     /// ```text
     /// ∂F/∂f = 2/N·(μ − μr) + 2/(N−1)·(C − C·R·M^(−½)·R),      C = f − μ,  R = √Σr,  M = R·Σ·R.
@@ -26,7 +26,7 @@ impl Reference {
     /// C·R·M^(−½)·R = G^(−½)·C·Σr: the cost is that of N×N matrices. Features that are not finite are infinitely far.
     ///
     /// # Errors
-    /// The shape is not [N,D] with N ≥ 2, or the eigenvalues did not converge.
+    /// The shape is not `[N,D]` with N ≥ 2, or the eigenvalues did not converge.
     pub fn gradient(&self, features: &Tensor) -> Result<FrechetGradient> {
         let dim = self.stats().dim();
         let n = match features.size()[..] {

@@ -17,7 +17,7 @@ pub struct Kid {
     pub block: i64,
 }
 
-/// The unbiased estimate of MMD² between x [m,D] and y [n,D] with the kernel (xᵀy/D + 1)³, in float64.
+/// The unbiased estimate of MMD² between x `[m,D]` and y `[n,D]` with the kernel (xᵀy/D + 1)³, in float64.
 ///
 /// # Errors
 /// Fewer than two vectors on a side, other shapes, or libtorch failed.

@@ -7,6 +7,20 @@
 //! A [`Scorer`] also tells how far a distance is to be trusted ([`Reference::bootstrap_std`]), fidelity apart from
 //! variety ([`Scorer::precision_recall`]), and which way features should move ([`Reference::gradient`], through
 //! [`Extractor::forward`] to pixels).
+//!
+//! ```
+//! use lcsc_metrics::{FeatureStats, frechet_distance};
+//! use lcsc_torch::{Device, Stream, latents};
+//! # fn main() -> lcsc_torch::Result<()> {
+//! let normal = |seed| latents(seed, Stream::Noise, 0, 500, [4, 1, 1], Device::Cpu).map(|z| z.flatten(1, -1));
+//! let real = FeatureStats::of(&normal(0)?)?;
+//! let shifted = FeatureStats::of(&(normal(0)? + 3.0))?;
+//! // Of equal covariances the distance is that of the means, squared: 3² for each of four features.
+//! assert!((frechet_distance(&real, &shifted)? - 36.0).abs() < 1e-3);
+//! assert!(frechet_distance(&real, &FeatureStats::of(&normal(1)?)?)? < 0.2);
+//! # Ok(())
+//! # }
+//! ```
 
 mod bootstrap;
 mod cache;

@@ -18,8 +18,8 @@ pub struct PrecisionRecall {
     pub recall: f64,
 }
 
-/// Precision and recall (equations 1 and 2) of the features `fake` [N,D] by the features `real` [M,D], compared in f64 on
-/// the device of `real`.
+/// Precision and recall (equations 1 and 2) of the features `fake` `[N,D]` by the features `real` `[M,D]`, compared in
+/// f64 on the device of `real`.
 ///
 /// The manifold of a set is the union of balls around its points, each as large as the distance to the point's k-th
 /// nearest neighbour in the set. Generated features that are not all finite get 0 and 0, the worst values.

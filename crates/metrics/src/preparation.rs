@@ -38,7 +38,7 @@ impl Preparation<'_> {
     /// takes all from files.
     ///
     /// # Errors
-    /// The images are not u8 [N,C,H,W] with N ≥ 2, a label is not a class, or libtorch failed.
+    /// The images are not u8 `[N,C,H,W]` with N ≥ 2, a label is not a class, or libtorch failed.
     pub fn suite(&self, primary: Option<Extractor>) -> Result<Suite> {
         let chw = self.real.checked()?;
         if !self.real.has_classes() && primary.is_none() {

@@ -105,7 +105,7 @@ impl Scorer {
         Convention { extractor: self.extractor.convention(), n, reference: self.reference_hash.clone() }
     }
 
-    /// Fréchet distance of images u8 [N,C,H,W] to the real images.
+    /// Fréchet distance of images u8 `[N,C,H,W]` to the real images.
     ///
     /// # Errors
     /// Fewer than two images, or another type or shape than the real ones.
@@ -113,7 +113,7 @@ impl Scorer {
         self.reference.distance(&FeatureStats::of(&self.extractor.features(images)?)?)
     }
 
-    /// Precision and recall of generated images by their features [N,D], with k = 3 neighbours; of more than 10,000
+    /// Precision and recall of generated images by their features `[N,D]`, with k = 3 neighbours; of more than 10,000
     /// features, 10,000 evenly spaced ones count. Values for other numbers of images are not comparable.
     ///
     /// # Errors

@@ -9,14 +9,14 @@ use lcsc_torch::{Device, Kind, Result, Tensor, bail};
 pub struct FeatureStats {
     /// N, the number of images; 0 where it is not known.
     pub n: i64,
-    /// Mean, f64 [D].
+    /// Mean, f64 `[D]`.
     pub mean: Tensor,
-    /// Covariance with 1/(N−1), f64 [D,D].
+    /// Covariance with 1/(N−1), f64 `[D,D]`.
     pub cov: Tensor,
 }
 
 impl FeatureStats {
-    /// The statistics of features [N,D] of any float type.
+    /// The statistics of features `[N,D]` of any float type.
     ///
     /// # Errors
     /// N < 2.
@@ -26,7 +26,7 @@ impl FeatureStats {
         stats.finish()
     }
 
-    /// Statistics f64 [D] and [D,D] that were computed elsewhere, of an unknown number of images (N = 0).
+    /// Statistics f64 `[D]` and `[D,D]` that were computed elsewhere, of an unknown number of images (N = 0).
     ///
     /// # Errors
     /// A value is not finite, or the covariance is not symmetric.
@@ -81,10 +81,10 @@ impl StatsAccumulator {
         self.n
     }
 
-    /// Adds the features [B,D] of B images, of any float type.
+    /// Adds the features `[B,D]` of B images, of any float type.
     ///
     /// # Errors
-    /// The shape is not [B,D], or libtorch failed.
+    /// The shape is not `[B,D]`, or libtorch failed.
     pub fn add(&mut self, features: &Tensor) -> Result<()> {
         let dim = self.mean.size()[0];
         let b = match features.size()[..] {

@@ -24,7 +24,7 @@ pub struct ExtractorConfig {
     /// one that `lcsc data fetch inception` brought.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inception: Option<PathBuf>,
-    /// A TorchScript module of RGB pixels f32 [B,3,H,W] in 0…255 that gives features [B,D].
+    /// A TorchScript module of RGB pixels f32 `[B,3,H,W]` in 0…255 that gives features `[B,D]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub torchscript: Option<PathBuf>,
     /// Of a TorchScript module: the boolean argument of its `forward` that asks for features, else their key in a dict or
@@ -34,6 +34,7 @@ pub struct ExtractorConfig {
     /// What Inception computes in: `f32`, or faster on GPUs `bf16` or `f16`, whose distances are not comparable with published
     /// ones.
     #[serde(skip_serializing_if = "is_f32")]
+    #[schemars(extend("default" = "f32"))]
     pub precision: Precision,
 }
 
@@ -61,9 +62,9 @@ impl ExtractorConfig {
 /// The real images of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct RealImages<'a> {
-    /// u8 [N,C,H,W], on any device.
+    /// u8 `[N,C,H,W]`, on any device.
     pub images: &'a Tensor,
-    /// Classes i64 [N], where the images have labels.
+    /// Classes i64 `[N]`, where the images have labels.
     pub labels: Option<&'a Tensor>,
     /// Number of classes; with fewer than two, labels are of no use.
     pub classes: i64,

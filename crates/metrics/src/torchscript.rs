@@ -13,7 +13,7 @@ use zip::read::{ArchiveOffset, Config};
 /// The most that is read of one source file inside an archive, in bytes.
 const SOURCE: u64 = 16 << 20;
 
-/// A module that maps pixels f32 [B,3,H,W] in 0…255 to features [B,D]; it resizes and normalises them itself.
+/// A module that maps pixels f32 `[B,3,H,W]` in 0…255 to features `[B,D]`; it resizes and normalises them itself.
 #[derive(Debug)]
 pub struct TorchScript {
     module: CModule,
@@ -55,12 +55,12 @@ impl Output {
 }
 
 impl TorchScript {
-    /// Opens a module and tries it on an image [C,H,W]. `output` is the name of a boolean argument of `forward` that is to
-    /// be true (`return_features` of NVIDIA's Inception), else the key of the features in a dict, or their index in a
-    /// tuple.
+    /// Opens a module and tries it on an image `[C,H,W]`. `output` is the name of a boolean argument of `forward` that
+    /// is to be true (`return_features` of NVIDIA's Inception), else the key of the features in a dict, or their index
+    /// in a tuple.
     ///
     /// # Errors
-    /// The file cannot be read or is no TorchScript module, or its result is no features [1,D].
+    /// The file cannot be read or is no TorchScript module, or its result is no features `[1,D]`.
     pub fn open(path: &Path, output: Option<&str>, [c, h, w]: [i64; 3], device: Device) -> Result<TorchScript> {
         let bytes = std::fs::read(path).at(path)?;
         let hash = hex(&Sha256::digest(&bytes), 4);

@@ -2,6 +2,21 @@
 //! TensorBoard's event files.
 //!
 //! Plain numbers and images in, files and text out: nothing here knows models.
+//!
+//! ```
+//! use lcsc_report::{Mark, Page, Part, Plot, Section, Series, columns};
+//! # fn main() -> lcsc_report::Result<()> {
+//! let points = vec![(0.0, 3.0), (1000.0, 1.5), (2000.0, 1.2)];
+//! let loss = Series { name: "edm".into(), mark: Mark::Line, points };
+//! let plot = Plot { x: "images".into(), y: "loss".into(), series: vec![loss] };
+//! let training = Section { title: "Training".into(), text: String::new(), parts: vec![Part::Plot(plot)] };
+//! let page = Page { title: "A run".into(), sections: vec![training], footer: String::new() };
+//! assert!(page.html()?.contains("<svg")); // one file that needs nothing beside it
+//!
+//! assert_eq!(columns(&["model", "FD"], &[vec!["LCSC".into(), "0.91".into()]]), "model    FD\nLCSC   0.91\n");
+//! # Ok(())
+//! # }
+//! ```
 
 mod columns;
 mod error;

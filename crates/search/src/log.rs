@@ -56,7 +56,7 @@ pub struct Evaluation {
     /// Smaller is better; +∞ (null in the file) where images were not finite.
     #[serde(flatten)]
     pub scores: Scores,
-    /// ∂F/∂α [G][K], where it was asked for; null stands for values that are not finite.
+    /// ∂F/∂α `[G][K]`, where it was asked for; null stands for values that are not finite.
     #[serde(default, with = "gradient_with_nulls", skip_serializing_if = "Option::is_none")]
     pub gradient: Option<Vec<Vec<f64>>>,
     /// Seconds it took.

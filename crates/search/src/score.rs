@@ -82,7 +82,8 @@ pub trait Fitness {
     /// The model cannot be built or sampled at all. Non-finite images are no error: their distance is not finite.
     fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores>;
 
-    /// Distance F and ∂F/∂α [G][K] of the combination on the fresh latents of a step; the same for the same arguments.
+    /// Distance F and ∂F/∂α `[G][K]` of the combination on the fresh latents of a step; the same for the same
+    /// arguments.
     ///
     /// # Errors
     /// The model cannot be built or sampled at all, or memory does not suffice for the graph.

@@ -3,6 +3,27 @@
 //! **A network is a pure function of one flat vector.** `theta` is a single f32 tensor of P values; a [`ParamLayout`]
 //! names its pieces. An architecture holds shapes and [`ParamId`]s, never weights, so that optimizer, EMA, checkpoint,
 //! trajectory and merged model are all linear algebra on vectors of length P.
+//!
+//! Around it: devices and CUDA, seeded noise, optimizers, safetensors files, and an [`Error`] that names what went
+//! wrong.
+//!
+//! ```
+//! use lcsc_torch::{Device, Init, Kind, LayoutBuilder, Tensor};
+//! # fn main() -> lcsc_torch::Result<()> {
+//! let mut pieces = LayoutBuilder::default();
+//! let weight = pieces.param("weight", &[2, 3], Init::Normal(1.0));
+//! let bias = pieces.param("bias", &[2], Init::Zeros);
+//! let layout = pieces.finish();
+//!
+//! let weights = layout.init(0, Device::Cpu)?; // a function of the seed and the names
+//! let theta = weights.theta.set_requires_grad(true);
+//! let p = layout.views(&theta, &weights.buffers)?;
+//! let y = p[weight].matmul(&Tensor::ones([3], (Kind::Float, Device::Cpu))) + &p[bias];
+//! let gradient = Tensor::run_backward(&[y.sum(Kind::Float)], &[&theta], false, false).remove(0);
+//! assert_eq!(Vec::<f32>::try_from(&gradient)?, [1.0; 8]); // of all pieces, as one vector
+//! # Ok(())
+//! # }
+//! ```
 
 mod chacha;
 mod device;

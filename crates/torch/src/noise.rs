@@ -91,7 +91,7 @@ pub fn permutation(length: usize, seed: u64, stream: Stream, n: u64) -> Vec<i64>
     order
 }
 
-/// Unit normal latents, f32 [N,C,H,W] for the images `first..first+n`.
+/// Unit normal latents, f32 `[N,C,H,W]` for the images `first..first+n`.
 ///
 /// Image i is a function of (seed, stream, i) alone, whatever the batch it is drawn in. A GPU draws the same numbers itself,
 /// up to the rounding of its logarithm and cosine.

@@ -53,20 +53,20 @@ impl OptimizerConfig {
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
-    /// First moment, f32 [P].
+    /// First moment, f32 `[P]`.
     pub exp_avg: Tensor,
-    /// Second moment, f32 [P].
+    /// Second moment, f32 `[P]`.
     pub exp_avg_sq: Tensor,
-    /// Steps taken, f32 [1] (exact up to 2²⁴).
+    /// Steps taken, f32 `[1]` (exact up to 2²⁴).
     pub steps: Tensor,
 }
 
 /// What becomes of a gradient: decided on the device, so that the host need not wait.
 #[derive(Debug)]
 pub struct Verdict {
-    /// What the gradient is divided by, f32 [1].
+    /// What the gradient is divided by, f32 `[1]`.
     pub divisor: Option<Tensor>,
-    /// 1 for a step in which nothing changes, else 0; f32 [1].
+    /// 1 for a step in which nothing changes, else 0; f32 `[1]`.
     pub left_out: Tensor,
 }
 
@@ -79,7 +79,7 @@ impl Verdict {
         Ok(Self { divisor: None, left_out: Tensor::f_zeros([1], (Kind::Float, device))? })
     }
 
-    /// 0 for a step in which nothing changes, else 1; f32 [1].
+    /// 0 for a step in which nothing changes, else 1; f32 `[1]`.
     pub fn taken(&self) -> Tensor {
         1.0 - &self.left_out
     }
@@ -96,7 +96,8 @@ impl Optimizer {
         Ok(Self { config, exp_avg: zeros()?, exp_avg_sq: zeros()?, steps })
     }
 
-    /// One step of `theta` f32 [P] along `grad` f32 [P], which it uses up, at rate `lr`; call it without gradient tracking.
+    /// One step of `theta` f32 `[P]` along `grad` f32 `[P]`, which it uses up, at rate `lr`; call it without gradient
+    /// tracking.
     ///
     /// # Errors
     /// A shape or type differs, or the device has no room.

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 /// One network's values: the flat vector and the untrained buffers beside it.
 #[derive(Debug)]
 pub struct Weights {
-    /// All parameters, f32 [P], in the order of the layout.
+    /// All parameters, f32 `[P]`, in the order of the layout.
     pub theta: Tensor,
     /// Buffers, f32, in the order of the layout.
     pub buffers: Vec<Tensor>,

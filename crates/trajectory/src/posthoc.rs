@@ -13,7 +13,7 @@ pub fn power_function_response(end: f64, sigma_rel: f64, len: usize) -> Vec<f64>
     weights.iter().map(|w| w / sum).collect()
 }
 
-/// Least-squares coefficients X [in][out] that make each wanted power-function EMA (at time `out_ofs`, of width
+/// Least-squares coefficients X `[in][out]` that make each wanted power-function EMA (at time `out_ofs`, of width
 /// `out_std`) out of the recorded ones (`in_ofs`, `in_std`): A·X = B with the inner products of the profiles, columns
 /// normalised to sum one (arXiv 2312.02696, appendix C).
 ///

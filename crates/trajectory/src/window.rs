@@ -71,7 +71,7 @@ impl Window {
         self.placement
     }
 
-    /// θ_p = Σ_i α\[g(p)\]\[i\]·W\[i,p\], f32 [P] on the window's device (LCSC, arXiv 2404.02241, for each group).
+    /// θ_p = Σ_i α\[g(p)\]\[i\]·W\[i,p\], f32 `[P]` on the window's device (LCSC, arXiv 2404.02241, for each group).
     /// `alpha` has K coefficients for each of the G groups, which need not sum to one. In a group, checkpoints with
     /// coefficient zero take no part, and a single coefficient of one gives that checkpoint bit for bit.
     ///
@@ -82,7 +82,7 @@ impl Window {
         Ok(self.merge_many(partition, &[alpha])?.f_squeeze_dim(0)?)
     }
 
-    /// The merged parameters of M candidates, f32 [M,P] on the window's device, in one pass over W; each row is what
+    /// The merged parameters of M candidates, f32 `[M,P]` on the window's device, in one pass over W; each row is what
     /// [`Window::merge`] gives, bit for bit.
     ///
     /// # Errors
@@ -112,9 +112,9 @@ impl Window {
         Ok(thetas)
     }
 
-    /// Σ_{p in γ} W\[i,p\]·g\[p\] for each group γ and checkpoint i, [G][K]: where `g`, f32 [P] on any device, is the
-    /// derivative of a metric with respect to θ, this is its derivative with respect to the coefficients
-    /// (∂F/∂α = W·∂F/∂θ). Summed in f64: checkpoints are much alike, and what counts are the differences of their sums.
+    /// Σ_{p in γ} W\[i,p\]·g\[p\] for each group γ and checkpoint i, `[G][K]`: where `g`, f32 `[P]` on any device, is
+    /// the derivative of a metric with respect to θ, this is its derivative with respect to the coefficients (∂F/∂α =
+    /// W·∂F/∂θ). Summed in f64: checkpoints are much alike, and what counts are the differences of their sums.
     ///
     /// # Errors
     /// `partition` is of another network, `g` of another shape or type, a file was altered since, or the device has no
@@ -150,7 +150,7 @@ impl Window {
         Ok(self.with_theta(self.merge(partition, alpha)?))
     }
 
-    /// Parameters f32 [P], such as a row of [`Window::merge_many`], with the buffers that all checkpoints share.
+    /// Parameters f32 `[P]`, such as a row of [`Window::merge_many`], with the buffers that all checkpoints share.
     pub fn with_theta(&self, theta: Tensor) -> Weights {
         Weights { theta, buffers: self.buffers.iter().map(Tensor::shallow_clone).collect() }
     }

@@ -214,7 +214,7 @@ impl DhariwalUNet {
         (net, b.finish())
     }
 
-    /// F(x; c_noise) f32 [B,out_channels,H,W], computed in the type of `p`.
+    /// F(x; c_noise) f32 `[B,out_channels,H,W]`, computed in the type of `p`.
     pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
         let (emb, train) = (self.embed(p, inputs), inputs.train);
         let mut x = inputs.x.to_kind(p.kind());

@@ -17,7 +17,7 @@ pub struct ImageShape {
 }
 
 impl ImageShape {
-    /// [C,H,W].
+    /// `[C,H,W]`.
     pub fn chw(&self) -> [i64; 3] {
         [self.channels, self.resolution, self.resolution]
     }
@@ -128,7 +128,7 @@ pub struct SongUNetConfig {
     pub encoder_type: Encoder,
     /// Decoder architecture.
     pub decoder_type: Decoder,
-    /// Resampling filter: [1,1] for DDPM++, [1,3,3,1] for NCSN++.
+    /// Resampling filter: `[1,1]` for DDPM++, `[1,3,3,1]` for NCSN++.
     pub resample_filter: Vec<f64>,
     /// What changes the resolution between two levels.
     pub resample: Resolution,

@@ -87,13 +87,13 @@ impl NetworkConfig {
 /// What goes into a network.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
-    /// c_in·x, f32 [B,C,H,W].
+    /// c_in·x, f32 `[B,C,H,W]`.
     pub x: &'a Tensor,
-    /// f32 [B].
+    /// f32 `[B]`.
     pub c_noise: &'a Tensor,
-    /// One-hot classes [B,label_dim]; without them a conditional network sees zeros.
+    /// One-hot classes `[B,label_dim]`; without them a conditional network sees zeros.
     pub labels: Option<&'a Tensor>,
-    /// [B,augment_dim]; without them a network made for augmentation sees zeros.
+    /// `[B,augment_dim]`; without them a network made for augmentation sees zeros.
     pub augment_labels: Option<&'a Tensor>,
     /// Turns dropout on; its masks come from torch's global generator.
     pub train: bool,
@@ -136,7 +136,7 @@ impl Network {
         }
     }
 
-    /// F(x; c_noise) f32 [B,out_channels,H,W], computed in the type of `p`.
+    /// F(x; c_noise) f32 `[B,out_channels,H,W]`, computed in the type of `p`.
     pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
         match self {
             Self::Song(net) => net.forward(p, inputs),

@@ -33,9 +33,9 @@ impl AttentionOrder {
 pub enum Arrangement {
     /// As they are, in the same order.
     Same,
-    /// A table of embeddings [classes,E] is a weight [E,classes].
+    /// A table of embeddings `[classes,E]` is a weight `[E,classes]`.
     Transposed,
-    /// The weight of a one-dimensional convolution [O,I,1] is one of [O,I,1,1].
+    /// The weight of a one-dimensional convolution `[O,I,1]` is one of `[O,I,1,1]`.
     OneDimensional,
     /// Rows of q, k and v in another order than (heads, head channel, three).
     Attention {

@@ -20,7 +20,7 @@ use std::path::Path;
 pub const CHECKPOINTS: usize = 50;
 /// Images sampled.
 pub const IMAGES: u64 = 1000;
-/// Features [N,D] of a Fréchet distance.
+/// Features `[N,D]` of a Fréchet distance.
 pub const FEATURES: [i64; 2] = [5000, 2048];
 
 /// The networks that are trained, with EDM's preconditioning.
@@ -69,7 +69,7 @@ fn run_folder() -> Result<(tempfile::TempDir, RunFolder)> {
     Ok((folder, run))
 }
 
-/// Random images u8 [N,C,H,W].
+/// Random images u8 `[N,C,H,W]`.
 pub fn pixels(n: i64, [c, h, w]: [i64; 3]) -> Result<Tensor> {
     Ok(Tensor::f_randint(256, [n, c, h, w], (Kind::Uint8, Device::Cpu))?)
 }
@@ -126,7 +126,7 @@ pub fn endless(batch: u64) -> StageConfig {
     }
 }
 
-/// A window of checkpoints with these rows f32 [P].
+/// A window of checkpoints with these rows f32 `[P]`.
 pub fn window(
     device: Device,
     layout: &ParamLayout,
@@ -174,7 +174,7 @@ pub fn inception(weights: &[(String, Tensor)], device: Device) -> Result<Extract
     Ok(Extractor::Inception(Box::new(Inception::new(weights, "bench", device)?)))
 }
 
-/// Real and generated features, f32 [N,D].
+/// Real and generated features, f32 `[N,D]`.
 pub fn feature_pair(device: Device) -> Result<[Tensor; 2]> {
     let normal = || Tensor::f_randn(FEATURES, (Kind::Float, device));
     Ok([normal()?, normal()?.f_mul_scalar(1.1)?])
@@ -195,7 +195,7 @@ pub struct Search {
 }
 
 impl Search {
-    /// Over checkpoints of `model` with these parameters f32 [K,P].
+    /// Over checkpoints of `model` with these parameters f32 `[K,P]`.
     pub fn new(device: Device, model: Model, rows: &Tensor, chunk: u64) -> Result<Self> {
         let data = Dataset::open(&DataConfig::default(), &ProgressBar::hidden())?;
         let (folder, window) = window(device, &model.layout, |i| Ok(rows.f_get(i)?))?;

@@ -102,7 +102,7 @@ impl CmaEs {
         self.generation
     }
 
-    /// The centre of the present generation, m [n]: the best estimate of the optimum where scores are noisy.
+    /// The centre of the present generation, m `[n]`: the best estimate of the optimum where scores are noisy.
     pub fn mean(&self) -> &[f64] {
         self.mean.as_slice()
     }
@@ -112,7 +112,7 @@ impl CmaEs {
         self.sigma
     }
 
-    /// A point [n] of the present generation, m + σ·C^(1/2)·z (eq. 38–40), for z [n] of numbers that are N(0, 1).
+    /// A point `[n]` of the present generation, m + σ·C^(1/2)·z (eq. 38–40), for z `[n]` of numbers that are N(0, 1).
     pub fn point(&self, mut standard_normal: impl FnMut() -> f64) -> Vec<f64> {
         let z = DVector::from_fn(self.mean.len(), |_, _| standard_normal());
         let x = &self.mean + self.scaled(&z, |d| d) * self.sigma;

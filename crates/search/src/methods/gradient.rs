@@ -100,8 +100,8 @@ impl AdamSteps {
     }
 }
 
-/// α with Adam's moments (Kingma & Ba 2015), all [G][K]. Each row of gradient and update has its mean taken off, so that
-/// Σα stays one.
+/// α with Adam's moments (Kingma & Ba 2015), all `[G][K]`. Each row of gradient and update has its mean taken off, so
+/// that Σα stays one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gradient {
     lr: f64,

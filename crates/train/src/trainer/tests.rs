@@ -364,10 +364,10 @@ fn sheets_of_samples_are_made_on_the_way_and_change_nothing() {
     let (with, without) = (Bench::new(), Bench::new());
     with.train(&StageConfig { sample_nimg: Some(2 * BATCH), ..stage() }).unwrap();
     without.train(&stage()).unwrap();
-    let mut sheets: Vec<std::ffi::OsString> =
-        std::fs::read_dir(with.run.samples()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names = std::fs::read_dir(with.run.samples()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut sheets: Vec<String> = names.collect();
     sheets.sort();
-    assert_eq!(sheets, [2, 4, 6].map(|step| format!("edm-{:012}.png", step * BATCH).into()));
+    assert_eq!(sheets, [2, 4, 6].map(|step| format!("edm-{:012}.png", step * BATCH)));
     assert_eq!(files(&with.run.trajectory()), files(&without.run.trajectory()));
     assert_eq!(std::fs::read_dir(without.run.samples()).unwrap().count(), 0);
 }
