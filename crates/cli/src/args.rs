@@ -65,6 +65,7 @@ pub enum Command {
     #[command(after_help = examples::REPORT)]
     Report(ReportArgs),
     /// Show in the terminal what a run is at, also one of another process or one that has ended; `q` leaves.
+    #[command(after_help = examples::WATCH)]
     Watch(WatchArgs),
     /// Time what training and search are made of, beside what this machine can do at most.
     #[command(after_help = examples::BENCH)]

@@ -25,6 +25,11 @@ Examples:
   lcsc search runs/quickstart --compare evolution,cma-es,gradient:one,gradient:levels --seconds 60
   lcsc search runs/quickstart --worker     # in several shells: they share one search";
 
+pub const WATCH: &str = "\
+Examples:
+  lcsc watch runs/quickstart               # q leaves; the run goes on
+  lcsc watch runs/quickstart --once        # as plain text, for scripts";
+
 pub const MERGE: &str = "\
 Examples:
   lcsc merge runs/quickstart --out lcsc-bf16.safetensors --dtype bf16
@@ -79,7 +84,7 @@ Examples:
 pub const DOCTOR: &str = "\
 Examples:
   lcsc doctor
-  lcsc doctor configs/cifar10-edm.toml     # also the disk that its checkpoints need";
+  lcsc doctor configs/cifar10-edm.toml     # also the disk that a run of it needs";
 
 pub const REPORT: &str = "\
 Examples:

@@ -7,7 +7,7 @@
 //! ```
 //! use indicatif::ProgressBar;
 //! use lcsc_data::{DataConfig, Dataset};
-//! use lcsc_diffusion::{Model, PreconditioningConfig};
+//! use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 //! use lcsc_torch::{Device, Precision};
 //! use lcsc_train::{Ended, StageConfig, StageContext, Trainer};
 //! use lcsc_trajectory::{Manifest, RunFolder};
@@ -25,6 +25,7 @@
 //! let (run, device, weights) = (RunFolder::create(path)?, Device::Cpu, model.layout.init(0, Device::Cpu)?);
 //! let context = StageContext {
 //!     run: &run, stage: &stage, nimg_before: 0, model: &model, teacher: None, data: &data, seed: 0, device,
+//!     sampler: &SamplerConfig::default(),
 //!     config_hash: "", card: &serde_json::json!({}), finished: Vec::new(),
 //! };
 //! let ended = Trainer::new(context, weights)?.train_until(64, &|| false, &ProgressBar::hidden())?;
