@@ -1,11 +1,14 @@
 //! Blocks of the documentation that are marked `sh run` are run, page by page, each page in a folder of its own that
-//! holds the repository's `configs` and `data`. Blocks marked `file=NAME` are written there first.
+//! holds the repository's `configs` and `data`. Blocks marked `file=NAME` are written there first. The runs that a page names
+//! without making any are there as well: a small one of the quick start's config under each of the names.
 
 use lcsc_tests::docs::{Block, Page, pages, root};
-use lcsc_tests::shell;
+use lcsc_tests::{copy, shell, succeed};
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::LazyLock;
 
 fn main() {
     let runs = |block: &Block| block.info == "sh run";
@@ -21,6 +24,9 @@ fn run(page: &Page) -> Result<(), Failed> {
     for shared in ["configs", "data"] {
         symlink(root().join(shared), folder.join(shared))?;
     }
+    for name in named_runs(page) {
+        copy(&PREPARED.path().join("runs/quickstart"), &folder.join("runs").join(name));
+    }
     for block in page.blocks() {
         if let Some(name) = block.file() {
             std::fs::write(folder.join(name), block.lines.join("\n") + "\n")?;
@@ -30,6 +36,37 @@ fn run(page: &Page) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// A run of the quick start in seconds.
+static PREPARED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    symlink(root().join("configs"), folder.path().join("configs")).unwrap();
+    let sets = [
+        "stage.0.nimg=640",
+        "stage.1.nimg=640",
+        "stage.1.trajectory.every_nimg=64",
+        "search.images=100",
+        "search.selection_images=100",
+        "search.report_images=200",
+        "search.budget.evaluations=10",
+    ];
+    let mut args = vec!["run", "configs/quickstart.toml"];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    succeed(folder.path(), &args);
+    folder
+});
+
+/// The names of the runs that a page is about, none where it makes its own.
+fn named_runs(page: &Page) -> BTreeSet<String> {
+    let blocks = page.blocks();
+    let run = blocks.iter().filter(|block| block.info == "sh run");
+    let text = run.map(|block| block.lines.join("\n")).collect::<Vec<_>>().join("\n");
+    if ["lcsc run", "lcsc train"].iter().any(|command| text.contains(command)) {
+        return BTreeSet::new();
+    }
+    let name = |rest: &str| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    text.split("runs/").skip(1).map(name).collect()
 }
 
 fn run_block(page: &Page, block: &Block, folder: &Path) -> Result<(), Failed> {

@@ -15,6 +15,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::{DefaultTerminal, Terminal};
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub fn command(args: &WatchArgs) -> miette::Result<Ended> {
     let run = RunFolder::open(&args.run).into_diagnostic()?;
     let mut watched = Watched::new(run);
     watched.update().into_diagnostic()?;
-    if args.once {
+    if args.once || !std::io::stdout().is_terminal() {
         ui::say!("{}", plain(&watched)?);
         return Ok(Ended::Done);
     }
