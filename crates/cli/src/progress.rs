@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-/// Time between two lines where there is no terminal: at first, and when the work turns out to be long.
-const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
+/// Work that takes so long tells of itself less often.
+const LONG: Duration = Duration::from_secs(60);
 
 /// The unit of downloads, which are shown in MiB.
 pub const BYTES: &str = "bytes";
@@ -17,8 +17,8 @@ pub const BYTES: &str = "bytes";
 /// Position, rate and time left of some work, shown until it is dropped.
 pub struct Bar {
     bar: ProgressBar,
-    /// Dropping it ends the lines.
-    _lines: Option<Sender<()>>,
+    /// Dropping it ends what looks at the work.
+    _ended: Option<Sender<()>>,
 }
 
 impl Deref for Bar {
@@ -39,23 +39,43 @@ impl Drop for Bar {
 pub fn bar(work: &str, total: u64, unit: &'static str) -> Bar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()).with_message(work.to_string());
     if is_quiet() {
-        return Bar { bar, _lines: None };
+        return Bar { bar, _ended: None };
     }
-    if std::io::stderr().is_terminal() {
-        let position = match unit {
-            BYTES => "{bytes}/{total_bytes}  {bytes_per_sec}".to_string(),
-            unit => format!("{{human_pos}}/{{human_len}} {unit}  {{per_sec}}"),
-        };
-        let style = ProgressStyle::with_template(&format!("{{msg}} {{wide_bar}} {position}  {{eta}} left"));
-        let bar = BARS.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
-        // Also while nothing comes, so that the time left stays true.
-        bar.enable_steady_tick(Duration::from_secs(1));
-        return Bar { bar, _lines: None };
-    }
-    let (lines, ended) = channel();
+    let on_terminal = std::io::stderr().is_terminal();
+    let bar = if on_terminal { BARS.add(bar.with_style(style(unit))) } else { bar };
     let told = bar.clone();
-    spawn(move || tell(&told, unit, &ended));
-    Bar { bar, _lines: Some(lines) }
+    let (ended, receiver) = channel();
+    spawn(move || {
+        let began = Instant::now();
+        // Also while nothing comes, so that the time left stays true.
+        while !ends_within(pause(on_terminal, began.elapsed()), &receiver) {
+            if on_terminal { told.tick() } else { tracing::info!("{}", line(&told, unit)) }
+        }
+    });
+    Bar { bar, _ended: Some(ended) }
+}
+
+fn style(unit: &str) -> ProgressStyle {
+    let position = match unit {
+        BYTES => "{bytes}/{total_bytes}  {bytes_per_sec}".to_string(),
+        unit => format!("{{human_pos}}/{{human_len}} {unit}  {{per_sec}}"),
+    };
+    let style = ProgressStyle::with_template(&format!("{{msg}} {{wide_bar}} {position}  {{eta}} left"));
+    style.unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Time to the next look at work that began so long ago.
+fn pause(on_terminal: bool, elapsed: Duration) -> Duration {
+    match (on_terminal, elapsed < LONG) {
+        (true, _) => Duration::from_secs(1),
+        (false, true) => Duration::from_secs(10),
+        (false, false) => LONG,
+    }
+}
+
+/// Waits, unless the sender is dropped meanwhile.
+fn ends_within(pause: Duration, ended: &Receiver<()>) -> bool {
+    ended.recv_timeout(pause) != Err(RecvTimeoutError::Timeout)
 }
 
 /// Goes to a position that was reached before: what follows alone counts for the rate.
@@ -63,18 +83,6 @@ pub fn jump(bar: &ProgressBar, position: u64) {
     bar.set_position(position);
     bar.tick();
     bar.reset_eta();
-}
-
-/// Logs a line now and then until the work has ended.
-fn tell(bar: &ProgressBar, unit: &str, ended: &Receiver<()>) {
-    let began = Instant::now();
-    loop {
-        let pause = if began.elapsed() < PAUSES[1] { PAUSES[0] } else { PAUSES[1] };
-        match ended.recv_timeout(pause) {
-            Err(RecvTimeoutError::Timeout) => tracing::info!("{}", line(bar, unit)),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
-        }
-    }
 }
 
 fn line(bar: &ProgressBar, unit: &str) -> String {
@@ -113,6 +121,16 @@ mod tests {
         let unknown = hidden(0);
         unknown.set_position(2048);
         assert_eq!(line(&unknown, BYTES).split(',').next(), Some("training: 2.00 KiB"));
+    }
+
+    #[test]
+    fn looks_are_rarer_where_work_is_long_and_end_with_it() {
+        let seconds = |on_terminal, elapsed| pause(on_terminal, Duration::from_secs(elapsed)).as_secs();
+        assert_eq!([seconds(true, 0), seconds(true, 90), seconds(false, 0), seconds(false, 90)], [1, 1, 10, 60]);
+        let (sender, receiver) = channel();
+        assert!(!ends_within(Duration::from_millis(1), &receiver));
+        drop(sender);
+        assert!(ends_within(Duration::from_secs(60), &receiver));
     }
 
     #[test]

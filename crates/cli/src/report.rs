@@ -347,13 +347,26 @@ fn training(runs: &[Found]) -> Section {
         Part::Plot(Plot { x: "images trained in the stage".into(), y: y.into(), series })
     };
     let of_stage = |stage: &&str| {
-        [
-            curve(stage, "loss", |t| t.loss),
+        let by_sigma = if let [run] = runs { Some(loss_by_sigma(run, stage)) } else { None };
+        let curves = [
             curve(stage, "norm of the gradient", |t| t.grad_norm),
             curve(stage, "images a second", |t| Some(t.img_per_s)),
-        ]
+        ];
+        [curve(stage, "loss", |t| t.loss)].into_iter().chain(by_sigma).chain(curves)
     };
     section("Training", "Means over a tick.", stages.iter().flat_map(of_stage).collect())
+}
+
+/// The loss at low, middling and high noise.
+fn loss_by_sigma(run: &Found, stage: &str) -> Part {
+    let names = ["lowest quarter of the noise levels", "second", "third", "highest"];
+    let of_quarter = |(quarter, name): (usize, &str)| {
+        let ticks = run.ticks.iter().filter(|t| t.stage == stage);
+        let points = ticks.filter_map(|t| Some((t.nimg as f64, t.loss_by_sigma[quarter]?))).collect();
+        Series { name: name.to_string(), mark: Mark::Line, points }
+    };
+    let series = names.into_iter().enumerate().map(of_quarter).collect();
+    Part::Plot(Plot { x: format!("images trained in {stage}"), y: "loss by noise level".into(), series })
 }
 
 fn section(title: &str, text: &str, parts: Vec<Part>) -> Section {
