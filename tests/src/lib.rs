@@ -188,6 +188,13 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+/// The same without what grows whenever a command works on a run: its log, and the event files for TensorBoard.
+pub fn results(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = files(folder);
+    found.retain(|path, _| !path.ends_with("log.txt") && !path.iter().any(|part| part == "tensorboard"));
+    found
+}
+
 /// Copies a folder with all below it.
 pub fn copy(from: &Path, to: &Path) {
     for (name, bytes) in files(from) {

@@ -64,12 +64,12 @@ fn damaged_files_are_named_and_never_used() {
         let copied = folder.join(&name);
         copy(&whole, &copied);
         damage(&copied.join("trajectory").join(file("raw")));
-        let before = files(&copied);
+        let before = results(&copied);
         for args in [&["search", &name, "--name", "again"][..], &["merge", &name], &run(&name)] {
             let message = refuse(folder, args);
             assert!(message.contains(what) && message.contains(&file("raw")), "{args:?}: {message}");
         }
-        assert!(files(&copied) == before, "something was written beside a damaged checkpoint");
+        assert!(results(&copied) == before, "something was written beside a damaged checkpoint");
     }
 
     // A recorded EMA track is a row of the table.

@@ -84,18 +84,9 @@ fn assert_same(found: &Path, expected: &Path) {
         assert!(tensor.equal(&others[name]), "`{name}` of the training state differs");
     }
     assert_same_search(&a.search("default"), &b.search("default"));
-    let timed = [
-        "state",
-        "search",
-        "train.jsonl",
-        "trajectory/manifest.jsonl",
-        "summary.json",
-        "report.html",
-        "tensorboard",
-        "log.txt",
-    ];
+    let timed = ["state", "search", "train.jsonl", "trajectory/manifest.jsonl", "summary.json", "report.html"];
     let untimed = |run: &RunFolder| {
-        let mut all = files(run.path());
+        let mut all = results(run.path());
         all.retain(|name, _| !timed.iter().any(|t| name.starts_with(t)));
         all
     };

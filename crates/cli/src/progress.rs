@@ -90,14 +90,18 @@ fn line(bar: &ProgressBar, unit: &str) -> String {
     let (position, total, rate) = (bar.position(), bar.length().filter(|n| *n > 0), bar.per_sec());
     let of = total.map_or_else(String::new, |n| format!("/{}", amount(n)));
     let unit_shown = if unit == BYTES { String::new() } else { format!(" {unit}") };
-    let speed = match unit {
-        _ if rate <= 0.0 => return format!("{}: {}{of}{unit_shown}, waiting", bar.message(), amount(position)),
-        BYTES => format!("{}/s", HumanBytes(rate as u64)),
+    let speed = match rate {
+        _ if unit == BYTES => format!("{}/s", HumanBytes(rate as u64)),
         _ if rate < 10.0 => format!("{rate:.2}/s"),
         _ => format!("{rate:.0}/s"),
     };
-    let left = total.map_or_else(String::new, |_| format!(", {} left", HumanDuration(bar.eta())));
-    format!("{}: {}{of}{unit_shown}, {speed}{left}", bar.message(), amount(position))
+    let state = match total {
+        Some(total) if position >= total => "finishing".into(),
+        _ if rate <= 0.0 => "waiting".into(),
+        Some(_) => format!("{speed}, {} left", HumanDuration(bar.eta())),
+        None => speed,
+    };
+    format!("{}: {}{of}{unit_shown}, {state}", bar.message(), amount(position))
 }
 
 #[cfg(test)]
@@ -118,6 +122,8 @@ mod tests {
         bar.tick();
         let text = line(&bar, "images");
         assert!(text.starts_with("training: 1,000/1,000,000 images, ") && text.ends_with(" left"), "{text}");
+        bar.set_position(1_000_000);
+        assert_eq!(line(&bar, "images"), "training: 1,000,000/1,000,000 images, finishing");
         let unknown = hidden(0);
         unknown.set_position(2048);
         assert_eq!(line(&unknown, BYTES).split(',').next(), Some("training: 2.00 KiB"));

@@ -168,7 +168,7 @@ pub fn run_search(
     );
     let shared = worker.as_ref().map_or_else(String::new, |w| format!("-worker-{}", w.id()));
     let of_search = session.run.tensorboard(&format!("search/{}{shared}", plan.name));
-    let mut events = Events::begin(&of_search, material.partition.names());
+    let mut events = Events::new(of_search, material.partition.names());
     let bar = progress::bar("searching", 0, "candidates");
     let mut note = |p: &lcsc_search::Progress| {
         show(&bar, p);

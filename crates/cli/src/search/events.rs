@@ -5,20 +5,22 @@ use lcsc_report::tensorboard::{EventFile, Step};
 use lcsc_search::{Model, Origin, Outcome, Phase, Progress};
 use lcsc_torch::{Context, Result};
 use lcsc_train::report_error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Event files of a search. Its log holds all of it: where they cannot be written, a warning says so and the search goes on.
 pub struct Events {
-    file: Option<EventFile>,
+    folder: PathBuf,
     groups: Vec<String>,
+    /// None before the first score, and where it cannot be written.
+    file: Option<EventFile>,
     scored: u64,
 }
 
 impl Events {
-    /// Begins anew: the search tells all its scores again, also those of its log. Coefficients have these groups.
-    pub fn begin(folder: &Path, groups: &[String]) -> Self {
-        let file = warned(remove_files(folder).and_then(|()| EventFile::begin(folder, 0).map_err(report_error)));
-        Self { file, groups: groups.to_vec(), scored: 0 }
+    /// Those in a folder, of coefficients of these groups. They begin anew with the first score: a search tells all its
+    /// scores again, also those of its log.
+    pub fn new(folder: PathBuf, groups: &[String]) -> Self {
+        Self { folder, groups: groups.to_vec(), file: None, scored: 0 }
     }
 
     /// A score; steps are candidates scored, those of `checkpoints/…` images trained.
@@ -26,6 +28,9 @@ impl Events {
         let (e, phase) = (p.evaluation, p.evaluation.phase);
         if matches!(phase, Phase::Report(_)) {
             return;
+        }
+        if self.scored == 0 {
+            self.file = warned(begin_anew(&self.folder));
         }
         self.scored += 1;
         let mut values = Step::default()
@@ -68,16 +73,14 @@ fn warned<T>(result: Result<T>) -> Option<T> {
     result.inspect_err(|e| tracing::warn!("nothing more for TensorBoard: {e}")).ok()
 }
 
-/// Removes the event files of an earlier sitting.
-fn remove_files(folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
+/// A file in place of those of earlier sittings.
+fn begin_anew(folder: &Path) -> Result<EventFile> {
+    std::fs::create_dir_all(folder).at(folder)?;
     for entry in std::fs::read_dir(folder).at(folder)? {
         let path = entry.at(folder)?.path();
         if path.is_file() {
             std::fs::remove_file(&path).at(&path)?;
         }
     }
-    Ok(())
+    EventFile::begin(folder, 0).map_err(report_error)
 }
