@@ -2,7 +2,7 @@
 //! holds the repository's `configs` and `data`. Blocks marked `file=NAME` are written there first. The runs that a page names
 //! without making any are there as well: a small one of the quick start's config under each of the names.
 
-use lcsc_tests::docs::{Block, Page, pages, root};
+use lcsc_tests::docs::{Block, Page, pages, programs, root};
 use lcsc_tests::{copy, shell, succeed};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::BTreeSet;
@@ -60,13 +60,13 @@ static PREPARED: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 /// The names of the runs that a page is about, none where it makes its own.
 fn named_runs(page: &Page) -> BTreeSet<String> {
     let blocks = page.blocks();
-    let run = blocks.iter().filter(|block| block.info == "sh run");
-    let text = run.map(|block| block.lines.join("\n")).collect::<Vec<_>>().join("\n");
-    if ["lcsc run", "lcsc train"].iter().any(|command| text.contains(command)) {
+    let commands = blocks.iter().filter(|block| block.info == "sh run").flat_map(Block::commands);
+    let words: Vec<String> = commands.flat_map(|command| programs(&command.text).concat()).collect();
+    if words.iter().any(|word| word == "run" || word == "train") {
         return BTreeSet::new();
     }
-    let name = |rest: &str| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    text.split("runs/").skip(1).map(name).collect()
+    let name = |word: &String| Some(word.strip_prefix("runs/")?.split('/').next()?.to_string());
+    words.iter().filter_map(name).collect()
 }
 
 fn run_block(page: &Page, block: &Block, folder: &Path) -> Result<(), Failed> {
