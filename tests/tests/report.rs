@@ -14,10 +14,10 @@ const HARNESS: &str = r#"<!doctype html><iframe id="frame" src="REPORT" style="w
 document.getElementById("frame").addEventListener("load", () => {
   const frame = document.getElementById("frame"), page = frame.contentDocument, head = page.querySelectorAll("th button");
   const column = n => [...page.querySelectorAll("tbody tr")].map(row => row.cells[n].dataset.value);
-  head[2].click();
-  const upwards = column(2);
-  head[2].click();
-  const downwards = column(2);
+  head[1].click();
+  const upwards = column(1);
+  head[1].click();
+  const downwards = column(1);
   page.querySelector(".picture").click();
   const dialog = page.querySelector("dialog");
   const saw = {
@@ -108,7 +108,7 @@ fn a_browser_shows_it_on_a_phone_in_light_and_dark() {
     run(folder);
     let coefficients = std::fs::read_to_string(folder.join("run/search/default/coefficients.toml")).unwrap();
     let groups = coefficients.parse::<toml::Table>().unwrap()["groups"].as_array().unwrap().len();
-    let plots = groups + 5; // the search, the checkpoints, and three of the stage
+    let plots = groups + 6; // the search, the checkpoints, and four of the stage
     std::fs::write(folder.join("harness.html"), HARNESS.replace("REPORT", "run/report.html")).unwrap();
     let [light, dark] = ["1", "0"].map(|scheme| saw(browser, folder, scheme));
     for seen in [&light, &dark] {

@@ -50,5 +50,5 @@ fn a_run_is_seen_from_its_files() {
     let message = refuse(folder, &others);
     assert!(message.contains("other settings"), "{message}");
     let said = std::fs::read_to_string(folder.join("run/log.txt")).unwrap();
-    assert!(said.lines().last().unwrap().starts_with("ERROR "), "{said}");
+    assert!(said.lines().last().unwrap().contains("Z ERROR "), "{said}");
 }

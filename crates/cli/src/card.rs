@@ -70,6 +70,12 @@ impl Card {
 /// # Errors
 /// It cannot be read, tells nothing about itself, is of another format, or does not fit its own card.
 pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights)> {
+    if path.is_dir() {
+        miette::bail!(
+            "{}: is a folder, expected a weights file, such as merged.safetensors in a run's folder",
+            path.display()
+        );
+    }
     let file = SafeFile::open(path).into_diagnostic()?;
     let card = read(path, &file).into_diagnostic()?;
     allow_tf32(card.precision == Precision::Tf32).into_diagnostic()?;

@@ -283,12 +283,27 @@ fn check_search(config: &Config, problems: &mut Vec<Problem>) {
     }
     let one_step = matches!(config.sampler, SamplerConfig::Consistency(_));
     if consistent != one_step {
-        let message = if one_step {
-            format!("consistency sampling of stage `{}`, which trains a diffusion model", stage.name)
+        let (message, help) = if one_step {
+            (
+                format!("consistency sampling of stage `{}`, which trains a diffusion model", stage.name),
+                "[sampler.heun]",
+            )
         } else {
-            format!("an ODE sampler for stage `{}`, which trains a consistency model", stage.name)
+            (
+                format!("an ODE sampler for stage `{}`, which trains a consistency model", stage.name),
+                "[sampler.consistency]",
+            )
         };
-        problems.push(Problem::warning("sampler", message));
+        problems.push(Problem::warning("sampler", message).help(format!("add {help}")));
+    }
+}
+
+/// Steps of more images than there are.
+pub fn warn_of_large_batches(config: &Config, data: &DataInfo, problems: &mut Vec<Problem>) {
+    for (i, stage) in config.stage.iter().enumerate().filter(|(_, stage)| stage.batch > data.images as u64) {
+        let message =
+            format!("is {}, but there are {} images: each step takes some several times", stage.batch, data.images);
+        problems.push(Problem::warning(format!("stage[{i}].batch"), message));
     }
 }
 

@@ -139,7 +139,7 @@ impl Config {
             // These change what is logged and when, not what is trained.
             stage.tick_nimg = None;
             stage.sample_nimg = None;
-            stage.state_minutes = 0.0;
+            stage.state_minutes = Some(0.0);
             if let Some(trajectory) = &mut stage.trajectory {
                 trajectory.disk_budget_gib = None;
             }
@@ -185,6 +185,7 @@ pub fn examine(document: &mut Document) -> (Option<Loaded>, Vec<Problem>) {
         let image = config.image(data);
         problems.extend(check::check_groups(config, image));
         check::check_fit(config, image, &mut problems);
+        check::warn_of_large_batches(config, data, &mut problems);
     }
     problems.sort_by_key(|problem| problem.span(document).map_or(usize::MAX, |span| span.start));
     (config.zip(data).map(|(config, data)| Loaded { config, data }), problems)

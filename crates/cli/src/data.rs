@@ -7,6 +7,7 @@ use crate::{Ended, pictures, ui};
 use clap::{Subcommand, ValueEnum};
 use indicatif::HumanBytes;
 use lcsc_data::{CIFAR10, Crop, DataConfig, Dataset, INCEPTION, OnCorrupt, Split, convert, fetch, summarize};
+use lcsc_torch::Tensor;
 use miette::{IntoDiagnostic, miette};
 use std::path::PathBuf;
 
@@ -62,7 +63,7 @@ pub struct ConvertArgs {
 pub struct InfoArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// Also write the first images as one PNG.
+    /// Also write 128 evenly spaced images as one PNG.
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
 }
@@ -143,7 +144,10 @@ fn info(args: &InfoArgs) -> miette::Result<()> {
     ui::say!("std       {}", numbers(&summary.std));
     ui::say!("hash      {}", data.hash);
     if let Some(path) = &args.sheet {
-        let shown = data.images.narrow(0, 0, n.min(pictures::SHEET as i64));
+        // Evenly spaced: files often lie class by class.
+        let shown = n.min(pictures::SHEET as i64);
+        let places: Vec<i64> = (0..shown).map(|i| i * n / shown).collect();
+        let shown = data.images.index_select(0, &Tensor::from_slice(&places));
         let sheet = lcsc_train::image_batch(&shown).into_diagnostic()?;
         lcsc_report::write_grid(path, &sheet, pictures::COLUMNS as usize).into_diagnostic()?;
         ui::say!("sheet     {}", path.display());

@@ -84,6 +84,9 @@ impl Document {
     /// It cannot be read or is no TOML.
     pub fn read(path: &Path) -> miette::Result<Self> {
         let name = path.display().to_string();
+        if path.is_dir() {
+            miette::bail!("{name}: is a folder, expected a config file (TOML), as there are in configs/");
+        }
         let text = std::fs::read_to_string(path).into_diagnostic().wrap_err_with(|| format!("cannot read {name}"))?;
         Self::parse(name, text)
     }

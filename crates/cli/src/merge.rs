@@ -58,6 +58,12 @@ impl Coefficients {
     }
 
     pub fn read(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            bail!(
+                "{}: there are no coefficients yet: the search has not ended; the command that began it goes on",
+                path.display()
+            );
+        }
         let text = std::fs::read_to_string(path).at(path)?;
         toml::from_str(&text).map_err(|e| Error::file(path, format!("is no coefficients file: {}", e.message())))
     }

@@ -3,12 +3,13 @@
 use crate::args::ReportArgs;
 use crate::merge::{self, Coefficient, Coefficients};
 use crate::{Ended, search, ui};
-use lcsc_report::{Cell, Mark, Page, Part, Plot, Row, Section, Series, Summary, Table, figure};
+use lcsc_report::{Cell, Mark, Metric, ModelLabel, Page, Part, Plot, Row, Section, Series, Summary, Table, figure};
 use lcsc_search::{Evaluation, Model, Origin, Phase, Record};
 use lcsc_torch::{Context, Result};
 use lcsc_train::{Tick, report_error};
 use lcsc_trajectory::{JsonLines, RunFolder};
 use miette::IntoDiagnostic;
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,8 @@ struct Found {
 /// The scores of a search, in the order in which they were made.
 struct Searched {
     name: String,
+    /// Of a search beside the run's own, which keeps it in its folder.
+    summary: Option<Summary>,
     evaluations: Vec<Evaluation>,
 }
 
@@ -77,7 +80,11 @@ impl Found {
         let summary = summary.transpose().map_err(report_error)?;
         let coefficients = run.search(search::DEFAULT_NAME).join(merge::COEFFICIENTS);
         let named = folder.canonicalize().at(&folder)?.file_name().map(|n| n.to_string_lossy().into_owned());
-        let searched = |(name, log): (String, PathBuf)| Ok(Searched { name, evaluations: evaluations(&log)? });
+        let searched = |(name, log): (String, PathBuf)| {
+            let summary = Some(log.with_file_name("summary.json")).filter(|path| path.exists());
+            let summary = summary.map(Summary::read).transpose().map_err(report_error)?;
+            Ok(Searched { name, summary, evaluations: evaluations(&log)? })
+        };
         let searches = search::logs(run)?.into_iter().map(searched).collect::<Result<_>>()?;
         Ok(Self {
             name: named.unwrap_or_default(),
@@ -109,15 +116,13 @@ impl Found {
             let state = "the search that the run makes is not finished".into();
             return section("Results", "", vec![Part::Facts(vec![("none yet".into(), state)])]);
         };
-        let m = &summary.metric;
         let text = format!(
-            "Fréchet distances, smaller is better, {} network evaluation(s) an image. The held-out figures are means over \
-             sets of {} images from latents that the search never saw, with their 95 % interval; those of the search are of \
-             {} images and favour what was searched on them. Figures of different extractors have scales of their own. {} \
-             against {}.",
-            m.nfe, m.n_heldout, m.n_search, m.extractor, m.reference
+            "{} LCSC is one model made of many checkpoints of this training, a linear combination of their weights, whose \
+             coefficients were searched for. The held-out FD is the figure to quote.",
+            summary.outcome().unwrap_or_default()
         );
-        section("Results", &text, vec![Part::Table(result_table(&[(None, summary)]))])
+        let glossary = Part::Text { summary: "What the columns mean".into(), text: glossary(&summary.metric) };
+        section("Results", &text, vec![Part::Table(result_table(&[(None, summary)])), glossary])
     }
 
     /// The pictures that the run made.
@@ -169,9 +174,14 @@ impl Found {
     fn best_average(&self) -> Option<(String, Vec<f64>)> {
         let is_average =
             |o: &Origin| matches!(o, Origin::Uniform | Origin::HalfLife { .. } | Origin::PowerFunction { .. });
+        let in_table = self.summary.iter().flat_map(|s| &s.models).find(|m| m.label == ModelLabel::Ema);
         let baselines =
             self.default_search()?.iter().filter(|e| e.phase == Phase::Baseline && is_average(&e.candidate.origin));
-        let best = baselines.min_by(|a, b| a.scores.fd.total_cmp(&b.scores.fd))?;
+        // The one of the table, where that is a combination.
+        let is_other = |e: &Evaluation| in_table.is_none_or(|m| m.detail != e.candidate.origin.to_string());
+        let best = baselines.min_by(|a, b| {
+            (is_other(a), a.scores.fd).partial_cmp(&(is_other(b), b.scores.fd)).unwrap_or(Ordering::Equal)
+        })?;
         match &best.candidate.model {
             Model::Coefficients(alpha) => Some((best.candidate.origin.to_string(), alpha.rows().first()?.clone())),
             Model::Track(_) | Model::Finetuned => None,
@@ -264,14 +274,14 @@ fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
     let several = summaries.iter().any(|(run, _)| run.is_some());
     let columns = [
         "model",
-        "detail",
-        "held-out FD",
+        "held-out FD ↓",
         "95 % interval",
+        "independent ↓",
+        "pixels ↓",
+        "precision ↑",
+        "recall ↑",
         "search FD",
-        "independent",
-        "pixels",
-        "precision",
-        "recall",
+        "detail",
     ];
     let run = several.then_some("run");
     let mut table = Table { columns: run.into_iter().chain(columns).map(String::from).collect(), rows: vec![] };
@@ -279,16 +289,36 @@ fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
         let best = summary.best();
         for m in &summary.models {
             let mut cells: Vec<Cell> = run.iter().map(|run| Cell::text(*run)).collect();
-            cells.extend([Cell::text(m.label.to_string()), Cell::text(&*m.detail)]);
+            cells.push(Cell::text(m.label.to_string()));
             cells.push(Cell::number(m.fd_heldout, m.heldout()));
             let interval = format!("{} – {}", figure(m.fd_heldout_low), figure(m.fd_heldout_high));
             cells.push(Cell::number(m.fd_heldout_low, interval));
-            cells.extend([m.fd_search, m.fd_independent, m.fd_pixel].map(|v| Cell::number(v, figure(v))));
+            cells.extend([m.fd_independent, m.fd_pixel].map(|v| Cell::number(v, figure(v))));
             cells.extend([m.precision, m.recall].map(|v| Cell::number(v, format!("{v:.2}"))));
+            cells.extend([Cell::number(m.fd_search, figure(m.fd_search)), Cell::text(&*m.detail)]);
             table.rows.push(Row { cells, best: best == Some(m.fd_heldout) });
         }
     }
     table
+}
+
+fn glossary(m: &Metric) -> String {
+    format!(
+        "\
+FD             Fréchet distance between the features of generated and of real images; smaller is better
+held-out       mean over sets of {} images from latents (the noise that images are made from) that the search
+               never saw, ± the standard deviation between the sets; with its 95 % interval
+independent    the same images by another extractor, which the search did not use; a scale of its own
+pixels         the same on raw pixels; a scale of its own
+precision      share of the images that lie among the real ones; larger is better
+recall         share of the real images that lie among the generated ones; larger is better
+search FD      on the {} images that candidates were searched on: it favours what was searched
+detail         what the model is: a checkpoint by the images trained, an average by its width, the search's winner
+
+Network evaluations an image: {}. Extractor: {}. Real images: {}.
+",
+        m.n_heldout, m.n_search, m.nfe, m.extractor, m.reference
+    )
 }
 
 /// Every candidate's score over the seconds of its search, and the best so far.
@@ -309,7 +339,32 @@ fn scores(runs: &[Found]) -> Section {
     let plot = Plot { x: "seconds of search".into(), y: "FD on the latents of the search".into(), series };
     let text = "Baselines first. A search by gradient draws fresh latents at each step; the best so far counts the scores on \
                 the fixed ones, so that it stays flat until its finalists are scored there.";
-    section("Search", text, vec![Part::Plot(plot)])
+    section("Search", text, [Part::Plot(plot)].into_iter().chain(others(runs)).collect())
+}
+
+/// What the searches beside the run's own came to.
+fn others(runs: &[Found]) -> Option<Part> {
+    let mut rows = Vec::new();
+    for run in runs {
+        for search in run.searches.iter().filter(|s| s.name != search::DEFAULT_NAME) {
+            let Some(summary) = &search.summary else { continue };
+            let lcsc = summary.models.iter().find(|m| m.label == ModelLabel::Lcsc);
+            let cells = lcsc.map(|m| {
+                let name = if runs.len() > 1 { format!("{} {}", run.name, search.name) } else { search.name.clone() };
+                vec![
+                    Cell::text(name),
+                    Cell::number(m.fd_heldout, m.heldout()),
+                    Cell::number(m.fd_independent, figure(m.fd_independent)),
+                    Cell::number(summary.search.evaluations as f64, summary.search.evaluations.to_string()),
+                    Cell::text(&*summary.search.method),
+                    Cell::text(&*m.detail),
+                ]
+            });
+            rows.extend(cells.map(|cells| Row { cells, best: false }));
+        }
+    }
+    let columns = ["search", "held-out FD ↓", "independent ↓", "evaluations", "method", "detail"];
+    (!rows.is_empty()).then(|| Part::Table(Table { columns: columns.map(String::from).to_vec(), rows }))
 }
 
 impl Searched {

@@ -15,9 +15,12 @@ use crate::config::{self, Config};
 use crate::session::Session;
 use crate::{Ended, during, progress, report, train, ui};
 use events::Events;
+use indicatif::ProgressBar;
 use lcsc_diffusion::SamplerConfig;
 use lcsc_metrics::Suite;
-use lcsc_search::{Budget, Coefficients, Fitness, Outcome, Run, SampledFitness, SearchConfig, Setting, When, Worker};
+use lcsc_search::{
+    Budget, Coefficients, Fitness, Outcome, Phase, Progress, Run, SampledFitness, SearchConfig, Setting, When, Worker,
+};
 use lcsc_torch::{Context, Result, catch};
 use lcsc_train::{StageRecord, Trainer};
 use lcsc_trajectory::{RunFolder, TrainingState};
@@ -170,8 +173,9 @@ pub fn run_search(
     let of_search = session.run.tensorboard(&format!("search/{}{shared}", plan.name));
     let mut events = Events::new(of_search, material.partition.names());
     let bar = progress::bar("searching", 0, "candidates");
-    let mut note = |p: &lcsc_search::Progress| {
-        show(&bar, p);
+    let mut part = None;
+    let mut note = |p: &Progress| {
+        show(&bar, p, &mut part);
         events.note(p);
     };
     let (log_path, stop) = (folder.join(EVALUATIONS), || session.signals.stop());
@@ -191,8 +195,12 @@ pub fn run_search(
     outcome
 }
 
-/// Shows how far a search got.
-fn show(bar: &indicatif::ProgressBar, p: &lcsc_search::Progress) {
+/// Shows how far a search got, and says so when another `part` of it begins.
+fn show(bar: &ProgressBar, p: &Progress, part: &mut Option<Phase>) {
+    let phase = p.evaluation.phase;
+    if !p.replayed && part.replace(phase) != Some(phase) {
+        tracing::info!("{phase}{}", p.total.map_or_else(String::new, |n| format!(": {n} to score")));
+    }
     bar.set_message(format!("{}: best FD {:.4}", p.evaluation.phase, p.best));
     p.total.inspect(|&total| bar.set_length(total));
     if p.replayed {

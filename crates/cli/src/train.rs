@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::session::Session;
 use crate::{during, progress};
+use indicatif::HumanDuration;
 use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
 use lcsc_search::When;
 use lcsc_torch::{Context, Error, Result, SafeFile, Weights, bail, catch, load_weights};
@@ -10,6 +11,7 @@ use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
 use lcsc_trajectory::{Manifest, TrainingState, TrajectoryConfig, check_disk};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
+use std::time::Duration;
 
 /// Trains what is left of the stages. None: a signal came, the state is saved.
 pub fn train(session: &Session) -> miette::Result<Option<Vec<StageRecord>>> {
@@ -81,6 +83,7 @@ fn train_stage(
         card: &card,
         finished: finished.to_vec(),
     };
+    let resumed = state.is_some();
     let mut trainer = match state {
         Some(state) => Trainer::resume(context, &state)?,
         None => {
@@ -90,7 +93,8 @@ fn train_stage(
         }
     };
     let end = stage.images();
-    tracing::info!("stage `{}`: {} of {end} images trained", stage.name, trainer.nimg());
+    let from = if resumed { ", from the saved state; what came after it is trained again" } else { "" };
+    tracing::info!("stage `{}`: {} of {end} images trained{from}", stage.name, trainer.nimg());
     let searched = session.config.searched_stage().is_some_and(|s| s.name == stage.name);
     let every = match session.config.search.when {
         When::During if searched => session.config.search.during.every_nimg,
@@ -116,7 +120,9 @@ fn train_stage(
             return Ok(None);
         }
     }
-    Ok(Some(trainer.record()))
+    let record = trainer.record();
+    tracing::info!("stage `{}`: trained in {}", stage.name, HumanDuration(Duration::from_secs_f64(record.seconds)));
+    Ok(Some(record))
 }
 
 /// What a stage is sampled with on the way: what the run samples with where it is the stage that is searched.

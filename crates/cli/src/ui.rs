@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
@@ -47,7 +48,9 @@ pub fn log_to(path: &Path) -> lcsc_torch::Result<()> {
 
 /// Notes in the log of the run what a command ended with; it is shown already.
 pub fn keep_error(report: &miette::Report) {
-    let _ = writeln!(RunLog, "{}", format!("ERROR {report}").replace('\n', " "));
+    let mut line = String::new();
+    let _ = SystemTime.format_time(&mut fmt::format::Writer::new(&mut line));
+    let _ = writeln!(RunLog, "{line} ERROR {}", report.to_string().replace('\n', " "));
 }
 
 /// Whether progress is not to be shown.

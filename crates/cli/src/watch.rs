@@ -135,7 +135,7 @@ impl Watched {
         let summary = self.run.summary();
         self.summary = summary.exists().then(|| Summary::read(summary)).transpose().map_err(report_error)?;
         let log = std::fs::read_to_string(self.run.log()).unwrap_or_default();
-        let wrong = |line: &&str| line.contains(" WARN ") || line.contains("ERROR ");
+        let wrong = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
         self.warnings = log.lines().filter(wrong).map(str::to_string).collect();
         for (name, log) in search::logs(&self.run)? {
             self.searches.entry(name).or_insert_with(|| Search { records: Tail::new(&log), log });

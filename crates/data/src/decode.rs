@@ -23,7 +23,8 @@ pub(crate) enum Flaw {
 /// # Errors
 /// The bytes are no such image, or a larger one than any dataset has.
 pub(crate) fn decode(bytes: &[u8], rgb: bool) -> Result<Picture, Flaw> {
-    let image = read(bytes).map_err(|e| Flaw::Corrupt(format!("is no readable image ({e})")))?;
+    let in_one_line = |e: image::ImageError| e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let image = read(bytes).map_err(|e| Flaw::Corrupt(format!("is no readable image ({})", in_one_line(e))))?;
     let image = match image {
         DynamicImage::ImageLumaA8(_) | DynamicImage::ImageRgba8(_) if rgb => image.to_rgb8().into(),
         other => other,

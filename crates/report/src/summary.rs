@@ -166,6 +166,33 @@ impl Summary {
         finite.min_by(f64::total_cmp)
     }
 
+    /// What came out, in a sentence or two: LCSC beside the best EMA, and where it is worse by more than two per cent.
+    pub fn outcome(&self) -> Option<String> {
+        let row = |label| self.models.iter().find(|m| m.label == label);
+        let (ema, lcsc) = (row(ModelLabel::Ema)?, row(ModelLabel::Lcsc)?);
+        let change = 100.0 * (lcsc.fd_heldout / ema.fd_heldout - 1.0);
+        let apart = lcsc.fd_heldout_high < ema.fd_heldout_low || ema.fd_heldout_high < lcsc.fd_heldout_low;
+        let mut text = format!(
+            "LCSC {} against {} of the best EMA ({change:+.0} %; the 95 % intervals {}).",
+            figure(lcsc.fd_heldout),
+            figure(ema.fd_heldout),
+            if apart { "are apart" } else { "overlap" }
+        );
+        let distances =
+            [("the independent FD", lcsc.fd_independent, ema.fd_independent), ("pixels", lcsc.fd_pixel, ema.fd_pixel)];
+        let shares = [("precision", lcsc.precision, ema.precision), ("recall", lcsc.recall, ema.recall)];
+        let larger = distances.into_iter().filter(|(_, lcsc, ema)| *lcsc > 1.02 * ema);
+        let smaller = shares.into_iter().filter(|(_, lcsc, ema)| *lcsc < ema - 0.02);
+        let worse: Vec<String> = larger
+            .map(|(name, lcsc, ema)| format!("{name} ({} against {})", figure(lcsc), figure(ema)))
+            .chain(smaller.map(|(name, lcsc, ema)| format!("{name} ({lcsc:.2} against {ema:.2})")))
+            .collect();
+        if !worse.is_empty() {
+            text += &format!(" It is worse in {}.", worse.join(", "));
+        }
+        Some(text)
+    }
+
     /// Reads a summary.
     ///
     /// # Errors
@@ -303,6 +330,21 @@ mod tests {
   search: evolution, 700 evaluations, 40 s; search FD of 1000 images
 ";
         assert_eq!(table(&summary()), expected);
+    }
+
+    #[test]
+    fn the_outcome_tells_gain_and_loss() {
+        let mut summary = summary();
+        let text = "LCSC 1.600 against 3.200 of the best EMA (-50 %; the 95 % intervals are apart). It is worse in the \
+                    independent FD (inf against 4.000).";
+        assert_eq!(summary.outcome().as_deref(), Some(text));
+        summary.models[3] = model(ModelLabel::Lcsc, "51 checkpoints", [1.25, 2.6, 0.025, 3.0, 1.0]);
+        summary.models[3].recall = 0.25;
+        let text = "LCSC 2.600 against 3.200 of the best EMA (-19 %; the 95 % intervals overlap). It is worse in recall \
+                    (0.25 against 0.50).";
+        assert_eq!(summary.outcome().as_deref(), Some(text));
+        summary.models.truncate(2);
+        assert_eq!(summary.outcome(), None);
     }
 
     #[test]

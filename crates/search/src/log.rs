@@ -229,7 +229,8 @@ fn refuse_another_search(path: &Path, logged: &Header, header: &Header) -> Resul
         return Ok(());
     }
     let message = format!(
-        "belongs to another search: {}. Restore these to resume it, or give the new search another --name",
+        "belongs to another search: {}. Restore these to resume it, or make another search of the same checkpoints: \
+         lcsc search RUN --name NAME, with the new settings as --set KEY=VALUE",
         differences.join("; ")
     );
     Err(Error::file(path, message))
@@ -336,7 +337,7 @@ mod tests {
             text.contains("`seed` was 18446744073709551615 and is 1; `config.images` was 1000 and is 500."),
             "{text}"
         );
-        assert!(text.contains("another --name"), "{text}");
+        assert!(text.contains("lcsc search RUN --name NAME"), "{text}");
         assert!(open(&|h| h.rows.truncate(2)).unwrap().contains("`rows` was 3 values and is 2 values"));
         assert!(open(&|h| h.fingerprint = "g".into()).unwrap().contains("`fingerprint` was \"\" and is \"g\""));
         assert!(open(&|h| h.config.method = vec![MethodName::CmaEs]).unwrap().contains(r#"was ["gradient"] and is"#));

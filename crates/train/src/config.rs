@@ -57,17 +57,16 @@ pub struct StageConfig {
     /// that sampling takes more than about two per cent of the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample_nimg: Option<u64>,
-    /// Minutes after which the training state is saved. It is saved at the end and on a signal, too.
-    #[serde(default = "default_state_minutes")]
-    pub state_minutes: f64,
+    /// Minutes after which the training state is saved. By default as often as at most 20 MB a second are written so, after
+    /// a quarter of a minute at least and five minutes at most. It is saved at the end and on a signal, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_minutes: Option<f64>,
 }
 
+/// What saving states may write, on average.
+const MOST_STATE_BYTES_A_SECOND: f64 = 20e6;
 /// Images between two lines of the log of a long stage.
 const MOST_TICK: u64 = 50_000;
-
-fn default_state_minutes() -> f64 {
-    5.0
-}
 
 /// Where weights come from: one of the two.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -137,6 +136,12 @@ impl StageConfig {
         self.tick_nimg.unwrap_or((self.nimg / 50).min(MOST_TICK)).max(self.batch)
     }
 
+    /// Seconds between two saved states of so many bytes.
+    pub fn state_pause(&self, bytes: u64) -> f64 {
+        let least = bytes as f64 / MOST_STATE_BYTES_A_SECOND;
+        self.state_minutes.map_or_else(|| least.clamp(15.0, 300.0), |minutes| 60.0 * minutes)
+    }
+
     /// Images between two sheets of samples of `nfe` network evaluations an image; none where none are made.
     pub fn samples_every(&self, nfe: usize) -> Option<u64> {
         // Training an image costs three evaluations.
@@ -196,7 +201,7 @@ impl StageConfig {
             "dropout",
             "expected a probability in [0, 1)".into(),
         );
-        check(self.state_minutes >= 0.0, "state_minutes", "must not be negative".into());
+        check(self.state_minutes.is_none_or(|m| m >= 0.0), "state_minutes", "must not be negative".into());
         let tracks = self.tracks();
         for (i, name) in tracks.iter().enumerate() {
             check(!tracks[..i].contains(name), "ema", format!("tracks `{name}` twice"));
@@ -232,7 +237,7 @@ mod tests {
             trajectory: None,
             tick_nimg: None,
             sample_nimg: None,
-            state_minutes: 5.0,
+            state_minutes: None,
         }
     }
 

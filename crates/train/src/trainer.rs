@@ -74,6 +74,8 @@ pub struct Trainer<'a> {
     /// Images of the stage up to which `progress` knows what the steps came to.
     settled: u64,
     samples_every: Option<u64>,
+    /// Seconds between two saved states.
+    state_pause: f64,
     tick_began: Instant,
     state_saved: Instant,
 }
@@ -152,6 +154,7 @@ impl<'a> Trainer<'a> {
             bail!("stage `{}`: the weights of the teacher are not all finite: choose another teacher", stage.name);
         }
         let has_target = stage.objective.target_ema(0, stage.steps()).is_some();
+        let vectors = 3 + stage.ema.len() + usize::from(has_target);
         Ok(Self {
             objective: Objective::new(&stage.objective, context.device)?,
             target: has_target.then(|| weights.theta.f_detach_copy()).transpose()?,
@@ -164,6 +167,7 @@ impl<'a> Trainer<'a> {
             log: Log::open(context.run, &stage.name, reached)?,
             settled: progress.nimg,
             samples_every: stage.samples_every(context.sampler.nfe()),
+            state_pause: stage.state_pause(vectors as u64 * 4 * context.model.layout.numel() as u64),
             progress,
             weights,
             tick_began: Instant::now(),
@@ -208,7 +212,7 @@ impl<'a> Trainer<'a> {
             if self.samples_every.is_some_and(|every| before / every != after / every) {
                 self.save_samples()?;
             }
-            if self.state_saved.elapsed().as_secs_f64() >= 60.0 * stage.state_minutes {
+            if self.state_saved.elapsed().as_secs_f64() >= self.state_pause {
                 self.save_state()?;
             }
         }

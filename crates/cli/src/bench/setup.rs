@@ -122,7 +122,7 @@ pub fn endless(batch: u64) -> StageConfig {
         trajectory: None,
         tick_nimg: Some(1 << 40),
         sample_nimg: Some(0),
-        state_minutes: 1e9,
+        state_minutes: Some(1e9),
     }
 }
 

@@ -38,6 +38,7 @@ impl Results<'_> {
         summary.write(self.of_run_or_search(session.run.summary(), "summary.json")).map_err(report_error)?;
         self.pictures()?;
         ui::say!("{}", lcsc_report::table(&summary));
+        summary.outcome().inspect(|outcome| ui::say!("{outcome}"));
         ui::say!("merged model: {}", merged.display());
         Ok(())
     }

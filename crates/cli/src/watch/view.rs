@@ -117,8 +117,8 @@ fn searching(name: &str, search: &Search) -> Option<Row> {
     let recent: Vec<f64> = search.of_methods().rev().take(RECENT).map(|e| e.seconds).collect();
     let rate = recent.len() as f64 / recent.iter().sum::<f64>().max(1e-9);
     let images: f64 = search.of_methods().map(|e| e.images as f64).sum();
-    let phase = search.evaluations().next_back().map_or_else(String::new, |e| format!("{}, ", e.phase));
-    let text = format!("{phase}{scored} candidates, {rate:.2}/s");
+    let phase = search.evaluations().next_back().map_or_else(String::new, |e| e.phase.to_string());
+    let text = if scored > 0.0 { format!("{phase}, {scored} candidates, {rate:.2}/s") } else { phase };
     let name = format!("search {name}");
     let row = |done, total, rate| Some(Row { name: name.clone(), done, total, text: text.clone(), rate });
     match (budget.evaluations, budget.seconds, budget.images) {
@@ -142,9 +142,11 @@ fn loss(frame: &mut Frame, area: Rect, ticks: &[Tick]) {
     let scaled = losses.iter().map(|l| l.map(|l| 10 + (990.0 * (l - low) / (high - low).max(1e-12)) as u64));
     let number = |value: Option<f64>| value.map_or_else(|| "not finite".into(), |v| format!("{v:.4}"));
     let text = format!(
-        "loss of {}: {}   gradient norm {}   learning rate {:.2e}",
+        "loss of {}: {} (shown {} to {})  gradient norm {}  rate {:.1e}",
         last.stage,
         number(last.loss),
+        figure(low),
+        figure(high),
         number(last.grad_norm),
         last.lr
     );

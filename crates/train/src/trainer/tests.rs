@@ -34,7 +34,7 @@ fn stage() -> StageConfig {
         trajectory: Some(TrajectoryConfig { every_nimg: BATCH, tracks: vec!["all".into()], ..Default::default() }),
         tick_nimg: Some(BATCH),
         sample_nimg: Some(0),
-        state_minutes: 5.0,
+        state_minutes: None,
     }
 }
 
@@ -370,6 +370,13 @@ fn sheets_of_samples_are_made_on_the_way_and_change_nothing() {
     assert_eq!(sheets, [2, 4, 6].map(|step| format!("edm-{:012}.png", step * BATCH)));
     assert_eq!(files(&with.run.trajectory()), files(&without.run.trajectory()));
     assert_eq!(std::fs::read_dir(without.run.samples()).unwrap().count(), 0);
+}
+
+#[test]
+fn small_states_are_saved_more_often_than_large_ones() {
+    let pause = |state_minutes, bytes| StageConfig { state_minutes, ..stage() }.state_pause(bytes);
+    assert_eq!([pause(None, 1_000_000), pause(None, 2_000_000_000), pause(None, 1 << 40)], [15.0, 100.0, 300.0]);
+    assert_eq!([pause(Some(0.0), 1 << 40), pause(Some(15.0), 1)], [0.0, 900.0]);
 }
 
 #[test]
