@@ -566,7 +566,7 @@ fn during() -> Vec<&'static str> {
 
 /// Two run folders hold the same, but for what a clock said.
 fn assert_same(found: &Path, expected: &Path) {
-    let [a, b] = [found, expected].map(files);
+    let [a, b] = [found, expected].map(results);
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (name, bytes) in a {
         match name.to_str().unwrap() {

@@ -173,7 +173,7 @@ pub fn run_search(
     let of_search = session.run.tensorboard(&format!("search/{}{shared}", plan.name));
     let mut events = Events::new(of_search, material.partition.names());
     let bar = progress::bar("searching", 0, "candidates");
-    let mut part = None;
+    let mut part = String::new();
     let mut note = |p: &Progress| {
         show(&bar, p, &mut part);
         events.note(p);
@@ -196,10 +196,16 @@ pub fn run_search(
 }
 
 /// Shows how far a search got, and says so when another `part` of it begins.
-fn show(bar: &ProgressBar, p: &Progress, part: &mut Option<Phase>) {
-    let phase = p.evaluation.phase;
-    if !p.replayed && part.replace(phase) != Some(phase) {
-        tracing::info!("{phase}{}", p.total.map_or_else(String::new, |n| format!(": {n} to score")));
+fn show(bar: &ProgressBar, p: &Progress, part: &mut String) {
+    let phase = match p.evaluation.phase {
+        Phase::Report(_) => "held-out figures".to_string(),
+        phase => phase.to_string(),
+    };
+    if !p.replayed && *part != phase {
+        // Finalists come after all that their method was to score.
+        let to_score = p.total.filter(|total| p.done <= *total);
+        tracing::info!("{phase}{}", to_score.map_or_else(String::new, |n| format!(": {n} to score")));
+        *part = phase;
     }
     bar.set_message(format!("{}: best FD {:.4}", p.evaluation.phase, p.best));
     p.total.inspect(|&total| bar.set_length(total));
