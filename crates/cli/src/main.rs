@@ -96,7 +96,11 @@ fn config_command(command: ConfigCommand) -> miette::Result<Ended> {
     match command {
         ConfigCommand::Check(file) => {
             let Loaded { config, .. } = config::load(&file.config, &file.set)?;
-            ui::say!("{}: no problems; {} stages", file.config.display(), config.stage.len());
+            ui::say!(
+                "{}: no problems; {} stages (the images are read when a run begins)",
+                file.config.display(),
+                config.stage.len()
+            );
         }
         ConfigCommand::Show(file) => {
             ui::say!("{}", config::load(&file.config, &file.set)?.config.to_toml()?.trim_end())

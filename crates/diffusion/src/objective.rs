@@ -162,9 +162,9 @@ pub struct Networks<'a, 'm> {
 
 /// The losses of a round.
 pub struct Losses {
-    /// Of each image, f32 [B], with gradient to the online network's parameters.
+    /// Of each image, f32 `[B]`, with gradient to the online network's parameters.
     pub loss: Tensor,
-    /// The noise level at which it was trained (the higher of two), f32 [B].
+    /// The noise level at which it was trained (the higher of two), f32 `[B]`.
     pub sigma: Tensor,
 }
 
@@ -270,7 +270,7 @@ impl Round<'_> {
     }
 }
 
-/// Neighbouring noise levels t > r f32 [B] of each image.
+/// Neighbouring noise levels t > r f32 `[B]` of each image.
 struct Levels {
     t: Tensor,
     r: Tensor,
@@ -284,7 +284,7 @@ impl Levels {
     }
 }
 
-/// Indices i64 [B] in 0..n of u f64 [B] uniform in [0,1).
+/// Indices i64 `[B]` in 0..n of u f64 `[B]` uniform in [0,1).
 fn evenly(u: &Tensor, n: u64) -> Tensor {
     (u * n as f64).floor().clamp(0.0, (n - 1) as f64).to_kind(Kind::Int64)
 }

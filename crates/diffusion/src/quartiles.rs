@@ -39,9 +39,9 @@ impl ObjectiveConfig {
 
 /// Sorts losses into quarters of the noise levels.
 pub struct Quartiles {
-    /// f32 [3], rising.
+    /// f32 `[3]`, rising.
     ends: Tensor,
-    /// i64 [4].
+    /// i64 `[4]`.
     quarters: Tensor,
 }
 
@@ -56,7 +56,7 @@ impl Quartiles {
         Ok(Self { ends: upload(&ends, device)?, quarters })
     }
 
-    /// Sum of the losses in each quarter and number of their images, f32 [2,4], without gradient.
+    /// Sum of the losses in each quarter and number of their images, f32 `[2,4]`, without gradient.
     ///
     /// # Errors
     /// The device has no room.

@@ -173,7 +173,7 @@ impl Summary {
         let change = 100.0 * (lcsc.fd_heldout / ema.fd_heldout - 1.0);
         let apart = lcsc.fd_heldout_high < ema.fd_heldout_low || ema.fd_heldout_high < lcsc.fd_heldout_low;
         let mut text = format!(
-            "LCSC {} against {} of the best EMA ({change:+.0} %; the 95 % intervals {}).",
+            "Held-out FD of LCSC {}, of the best EMA {} ({change:+.0} %; the 95 % intervals {}).",
             figure(lcsc.fd_heldout),
             figure(ema.fd_heldout),
             if apart { "are apart" } else { "overlap" }
@@ -188,7 +188,7 @@ impl Summary {
             .chain(smaller.map(|(name, lcsc, ema)| format!("{name} ({lcsc:.2} against {ema:.2})")))
             .collect();
         if !worse.is_empty() {
-            text += &format!(" It is worse in {}.", worse.join(", "));
+            text += &format!(" LCSC is worse in {}.", worse.join(", "));
         }
         Some(text)
     }
@@ -335,13 +335,13 @@ mod tests {
     #[test]
     fn the_outcome_tells_gain_and_loss() {
         let mut summary = summary();
-        let text = "LCSC 1.600 against 3.200 of the best EMA (-50 %; the 95 % intervals are apart). It is worse in the \
-                    independent FD (inf against 4.000).";
+        let text = "Held-out FD of LCSC 1.600, of the best EMA 3.200 (-50 %; the 95 % intervals are apart). LCSC is worse in \
+                    the independent FD (inf against 4.000).";
         assert_eq!(summary.outcome().as_deref(), Some(text));
         summary.models[3] = model(ModelLabel::Lcsc, "51 checkpoints", [1.25, 2.6, 0.025, 3.0, 1.0]);
         summary.models[3].recall = 0.25;
-        let text = "LCSC 2.600 against 3.200 of the best EMA (-19 %; the 95 % intervals overlap). It is worse in recall \
-                    (0.25 against 0.50).";
+        let text = "Held-out FD of LCSC 2.600, of the best EMA 3.200 (-19 %; the 95 % intervals overlap). LCSC is worse in \
+                    recall (0.25 against 0.50).";
         assert_eq!(summary.outcome().as_deref(), Some(text));
         summary.models.truncate(2);
         assert_eq!(summary.outcome(), None);

@@ -10,9 +10,9 @@ pub(crate) struct Judge {
     policy: NonFinite,
     grad_clip: Option<f64>,
     loss_scale: Option<LossScale>,
-    /// 1 once a step was bad under `stop`: nothing is taken after it. f32 [1].
+    /// 1 once a step was bad under `stop`: nothing is taken after it. f32 `[1]`.
     ended: Tensor,
-    /// Loss, norm of the gradient, whether f16 overflowed, and losses by noise level, f32 [11], of each step since the last
+    /// Loss, norm of the gradient, whether f16 overflowed, and losses by noise level, f32 `[11]`, of each step since the last
     /// reading.
     outcomes: Vec<Tensor>,
 }
@@ -53,12 +53,12 @@ impl Judge {
         Ok(Self { policy, grad_clip, loss_scale, ended, outcomes: Vec::new() })
     }
 
-    /// What the loss is multiplied with before the backward pass, f32 [1].
+    /// What the loss is multiplied with before the backward pass, f32 `[1]`.
     pub fn loss_scale(&self) -> Option<&Tensor> {
         self.loss_scale.as_ref().map(|s| &s.scale)
     }
 
-    /// Judges a step of mean loss f32 [], losses by noise level f32 [2,4], and gradient f32 [P] of the scaled loss, which
+    /// Judges a step of mean loss f32 `[]`, losses by noise level f32 `[2,4]`, and gradient f32 `[P]` of the scaled loss, which
     /// `zero` mends.
     pub fn judge(&mut self, loss: &Tensor, by_sigma: &Tensor, grad: &mut Tensor) -> Result<Verdict> {
         let loss = loss.f_view([1])?;

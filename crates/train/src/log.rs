@@ -48,7 +48,7 @@ impl Log {
         self.events.write(tick.total_nimg, values).map_err(report_error)
     }
 
-    /// Writes a sheet of samples u8 [N,C,H,W] of the track's weights after `nimg` images of the stage, `total_nimg` of the run.
+    /// Writes a sheet of samples u8 `[N,C,H,W]` of the track's weights after `nimg` images of the stage, `total_nimg` of the run.
     pub fn samples(&mut self, images: &Tensor, track: &str, nimg: u64, total_nimg: u64) -> Result<()> {
         let path = self.samples.join(format!("{}-{nimg:012}.png", self.stage));
         lcsc_report::write_grid(&path, &image_batch(images)?, COLUMNS).map_err(report_error)?;
@@ -67,7 +67,7 @@ fn cut(path: &Path, ticks: &[Tick], reached: u64) -> Result<JsonLines<Tick>> {
     Ok(JsonLines::open(path)?.0)
 }
 
-/// Images u8 [N,C,H,W] as plain bytes.
+/// Images u8 `[N,C,H,W]` as plain bytes.
 ///
 /// # Errors
 /// They are not of that type and shape.

@@ -61,7 +61,7 @@ pub struct Trainer<'a> {
     context: StageContext<'a>,
     objective: Objective,
     weights: Weights,
-    /// θ⁻ f32 [P], the moving average that gives a consistency loss its target, where the objective has one.
+    /// θ⁻ f32 `[P]`, the moving average that gives a consistency loss its target, where the objective has one.
     target: Option<Tensor>,
     optimizer: Optimizer,
     judge: Judge,
@@ -428,11 +428,11 @@ impl<'a> Trainer<'a> {
 
 /// Of a batch, without gradient of their own.
 struct Gradient {
-    /// Mean loss, f32 [].
+    /// Mean loss, f32 `[]`.
     loss: Tensor,
-    /// Losses by noise level, f32 [2,4].
+    /// Losses by noise level, f32 `[2,4]`.
     by_sigma: Tensor,
-    /// Of the scaled loss, f32 [P].
+    /// Of the scaled loss, f32 `[P]`.
     grad: Tensor,
 }
 
