@@ -239,7 +239,11 @@ fn settings_of_another_training_are_refused(folder: &Path) {
     succeed(folder, &["search", "run", "--name", "other", "--set", "search.images=65"]);
     let mut after = results(&folder.join("run"));
     let page = after.insert("report.html".into(), before[Path::new("report.html")].clone());
-    assert!(String::from_utf8(page.unwrap()).unwrap().contains("other: best so far"));
+    let page = String::from_utf8(page.unwrap()).unwrap();
+    let other = json(&folder.join("run/search/other/summary.json"));
+    let lcsc = other["models"].as_array().unwrap().iter().find(|m| m["label"] == "lcsc").unwrap();
+    let figure = format!("{:.3}", lcsc["fd_heldout"].as_f64().unwrap());
+    assert!(page.contains("other: best so far") && page.contains(&figure), "{figure}");
     after.retain(|name, _| !name.starts_with("search/other"));
     assert!(after == before);
     assert!(folder.join("run/search/other/merged.safetensors").is_file());

@@ -1,15 +1,16 @@
 //! `lcsc report`: what a run came to, or several, as a page to look at.
 
+mod tables;
+
 use crate::args::ReportArgs;
 use crate::merge::{self, Coefficient, Coefficients};
 use crate::{Ended, search, ui};
-use lcsc_report::{Cell, Mark, Metric, ModelLabel, Page, Part, Plot, Row, Section, Series, Summary, Table, figure};
+use lcsc_report::{Mark, ModelLabel, Page, Part, Plot, Section, Series, Summary};
 use lcsc_search::{Evaluation, Model, Origin, Phase, Record};
 use lcsc_torch::{Context, Result};
 use lcsc_train::{Tick, report_error};
 use lcsc_trajectory::{JsonLines, RunFolder};
 use miette::IntoDiagnostic;
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -121,8 +122,8 @@ impl Found {
              coefficients were searched for. The held-out FD is the figure to quote.",
             summary.outcome().unwrap_or_default()
         );
-        let glossary = Part::Text { summary: "What the columns mean".into(), text: glossary(&summary.metric) };
-        section("Results", &text, vec![Part::Table(result_table(&[(None, summary)])), glossary])
+        let glossary = Part::Text { summary: "What the columns mean".into(), text: tables::glossary(&summary.metric) };
+        section("Results", &text, vec![Part::Table(tables::results(&[(None, summary)])), glossary])
     }
 
     /// The pictures that the run made.
@@ -179,9 +180,7 @@ impl Found {
             self.default_search()?.iter().filter(|e| e.phase == Phase::Baseline && is_average(&e.candidate.origin));
         // The one of the table, where that is a combination.
         let is_other = |e: &Evaluation| in_table.is_none_or(|m| m.detail != e.candidate.origin.to_string());
-        let best = baselines.min_by(|a, b| {
-            (is_other(a), a.scores.fd).partial_cmp(&(is_other(b), b.scores.fd)).unwrap_or(Ordering::Equal)
-        })?;
+        let best = baselines.min_by(|a, b| is_other(a).cmp(&is_other(b)).then(a.scores.fd.total_cmp(&b.scores.fd)))?;
         match &best.candidate.model {
             Model::Coefficients(alpha) => Some((best.candidate.origin.to_string(), alpha.rows().first()?.clone())),
             Model::Track(_) | Model::Finetuned => None,
@@ -263,62 +262,10 @@ fn evaluations(log: &Path) -> Result<Vec<Evaluation>> {
 fn compared(runs: &[Found]) -> Page {
     let summaries: Vec<_> = runs.iter().filter_map(|r| Some((Some(r.name.as_str()), r.summary.as_ref()?))).collect();
     let text = "Figures of one extractor and one number of images compare, those of others do not.";
-    let table = (!summaries.is_empty()).then(|| Part::Table(result_table(&summaries)));
+    let table = (!summaries.is_empty()).then(|| Part::Table(tables::results(&summaries)));
     let sections = vec![section("Results", text, table.into_iter().collect()), scores(runs), training(runs)];
     let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
     Page { title: names.join(", "), sections, footer: footer() }
-}
-
-/// The models of one run or several, the best of each run marked.
-fn result_table(summaries: &[(Option<&str>, &Summary)]) -> Table {
-    let several = summaries.iter().any(|(run, _)| run.is_some());
-    let columns = [
-        "model",
-        "held-out FD ↓",
-        "95 % interval",
-        "independent ↓",
-        "pixels ↓",
-        "precision ↑",
-        "recall ↑",
-        "search FD",
-        "detail",
-    ];
-    let run = several.then_some("run");
-    let mut table = Table { columns: run.into_iter().chain(columns).map(String::from).collect(), rows: vec![] };
-    for (run, summary) in summaries {
-        let best = summary.best();
-        for m in &summary.models {
-            let mut cells: Vec<Cell> = run.iter().map(|run| Cell::text(*run)).collect();
-            cells.push(Cell::text(m.label.to_string()));
-            cells.push(Cell::number(m.fd_heldout, m.heldout()));
-            let interval = format!("{} – {}", figure(m.fd_heldout_low), figure(m.fd_heldout_high));
-            cells.push(Cell::number(m.fd_heldout_low, interval));
-            cells.extend([m.fd_independent, m.fd_pixel].map(|v| Cell::number(v, figure(v))));
-            cells.extend([m.precision, m.recall].map(|v| Cell::number(v, format!("{v:.2}"))));
-            cells.extend([Cell::number(m.fd_search, figure(m.fd_search)), Cell::text(&*m.detail)]);
-            table.rows.push(Row { cells, best: best == Some(m.fd_heldout) });
-        }
-    }
-    table
-}
-
-fn glossary(m: &Metric) -> String {
-    format!(
-        "\
-FD             Fréchet distance between the features of generated and of real images; smaller is better
-held-out       mean over sets of {} images from latents (the noise that images are made from) that the search
-               never saw, ± the standard deviation between the sets; with its 95 % interval
-independent    the same images by another extractor, which the search did not use; a scale of its own
-pixels         the same on raw pixels; a scale of its own
-precision      share of the images that lie among the real ones; larger is better
-recall         share of the real images that lie among the generated ones; larger is better
-search FD      on the {} images that candidates were searched on: it favours what was searched
-detail         what the model is: a checkpoint by the images trained, an average by its width, the search's winner
-
-Network evaluations an image: {}. Extractor: {}. Real images: {}.
-",
-        m.n_heldout, m.n_search, m.nfe, m.extractor, m.reference
-    )
 }
 
 /// Every candidate's score over the seconds of its search, and the best so far.
@@ -339,32 +286,7 @@ fn scores(runs: &[Found]) -> Section {
     let plot = Plot { x: "seconds of search".into(), y: "FD on the latents of the search".into(), series };
     let text = "Baselines first. A search by gradient draws fresh latents at each step; the best so far counts the scores on \
                 the fixed ones, so that it stays flat until its finalists are scored there.";
-    section("Search", text, [Part::Plot(plot)].into_iter().chain(others(runs)).collect())
-}
-
-/// What the searches beside the run's own came to.
-fn others(runs: &[Found]) -> Option<Part> {
-    let mut rows = Vec::new();
-    for run in runs {
-        for search in run.searches.iter().filter(|s| s.name != search::DEFAULT_NAME) {
-            let Some(summary) = &search.summary else { continue };
-            let lcsc = summary.models.iter().find(|m| m.label == ModelLabel::Lcsc);
-            let cells = lcsc.map(|m| {
-                let name = if runs.len() > 1 { format!("{} {}", run.name, search.name) } else { search.name.clone() };
-                vec![
-                    Cell::text(name),
-                    Cell::number(m.fd_heldout, m.heldout()),
-                    Cell::number(m.fd_independent, figure(m.fd_independent)),
-                    Cell::number(summary.search.evaluations as f64, summary.search.evaluations.to_string()),
-                    Cell::text(&*summary.search.method),
-                    Cell::text(&*m.detail),
-                ]
-            });
-            rows.extend(cells.map(|cells| Row { cells, best: false }));
-        }
-    }
-    let columns = ["search", "held-out FD ↓", "independent ↓", "evaluations", "method", "detail"];
-    (!rows.is_empty()).then(|| Part::Table(Table { columns: columns.map(String::from).to_vec(), rows }))
+    section("Search", text, [Part::Plot(plot)].into_iter().chain(tables::others(runs)).collect())
 }
 
 impl Searched {
