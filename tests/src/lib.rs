@@ -24,18 +24,19 @@ fn target() -> PathBuf {
     test.ancestors().find(|p| p.ends_with("deps")).expect("tests lie in target/<profile>/deps").parent().unwrap().into()
 }
 
-/// The `lcsc` binary of the tests' own profile, brought up to date: cargo builds no binary of another package for tests.
+/// The `lcsc` binary of the tests' own profile, brought up to date: cargo builds no binary of another package for tests. It is
+/// built as all tests of the workspace build it, so that there is nothing left to build where they were built.
 pub fn lcsc() -> &'static Path {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let target = target();
         let profile = match target.file_name().and_then(|n| n.to_str()).unwrap() {
-            "debug" => "dev",
+            "debug" => "test",
             name => name,
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
         let mut build = Command::new(cargo);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        build.args(["build", "--quiet", "--package", "lcsc-cli", "--profile", profile]);
+        build.args(["test", "--quiet", "--no-run", "--workspace", "--test", "binary", "--profile", profile]);
         // What cargo tells tests about their package is no business of a build: some build scripts would run again.
         let package = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
         for (name, _) in std::env::vars().filter(|(name, _)| package(name)) {
