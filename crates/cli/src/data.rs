@@ -7,6 +7,7 @@ use crate::{Ended, pictures, ui};
 use clap::{Subcommand, ValueEnum};
 use indicatif::HumanBytes;
 use lcsc_data::{CIFAR10, Crop, DataConfig, Dataset, INCEPTION, OnCorrupt, Split, convert, fetch, summarize};
+use lcsc_metrics::spaced;
 use lcsc_torch::Tensor;
 use miette::{IntoDiagnostic, miette};
 use std::path::PathBuf;
@@ -145,9 +146,7 @@ fn info(args: &InfoArgs) -> miette::Result<()> {
     ui::say!("hash      {}", data.hash);
     if let Some(path) = &args.sheet {
         // Evenly spaced: files often lie class by class.
-        let shown = n.min(pictures::SHEET as i64);
-        let places: Vec<i64> = (0..shown).map(|i| i * n / shown).collect();
-        let shown = data.images.index_select(0, &Tensor::from_slice(&places));
+        let shown = data.images.index_select(0, &Tensor::from_slice(&spaced(n, pictures::SHEET as i64)));
         let sheet = lcsc_train::image_batch(&shown).into_diagnostic()?;
         lcsc_report::write_grid(path, &sheet, pictures::COLUMNS as usize).into_diagnostic()?;
         ui::say!("sheet     {}", path.display());

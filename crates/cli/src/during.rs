@@ -4,7 +4,7 @@ use crate::search::{Material, Plan, Results, run_search};
 use crate::session::Session;
 use lcsc_report::tensorboard::{EventFile, Step};
 use lcsc_search::{Coefficients, Label, Model, Row, Saved, SearchConfig};
-use lcsc_torch::{Error, Result, write_atomic};
+use lcsc_torch::{Error, Result};
 use lcsc_train::report_error;
 use lcsc_trajectory::JsonLines;
 use serde::{Deserialize, Serialize};
@@ -45,16 +45,7 @@ pub fn is_due(session: &Session, nimg: u64, batch: u64) -> bool {
 /// # Errors
 /// The log cannot be read or written.
 pub fn cut(session: &Session, nimg: u64) -> Result<()> {
-    let path = log_path(session);
-    let found = JsonLines::<Found>::read(&path)?;
-    let kept: Vec<&Found> = found.iter().filter(|f| f.nimg <= nimg).collect();
-    if kept.len() == found.len() {
-        return Ok(());
-    }
-    let line = |f: &&Found| serde_json::to_string(f).map(|line| line + "\n");
-    let text: String =
-        kept.iter().map(line).collect::<std::result::Result<_, _>>().map_err(|e| Error::file(&path, e.to_string()))?;
-    write_atomic(&path, text.as_bytes())
+    JsonLines::<Found>::retain(log_path(session), |f| f.nimg <= nimg)
 }
 
 /// Searches what the stage has saved so far, unless that was done. False: a signal came.

@@ -63,8 +63,10 @@ impl Quartiles {
     pub fn sums(&self, losses: &Losses) -> Result<Tensor> {
         let quarter = Tensor::f_bucketize(&losses.sigma, &self.ends, false, true)?;
         let is_in = quarter.f_unsqueeze(1)?.f_eq_tensor(&self.quarters)?.f_to_kind(Kind::Float)?; // [B,4]
-        let both = Tensor::f_stack(&[&losses.loss.f_detach()?, &losses.loss.f_detach()?.f_ones_like()?], 0)?;
-        Ok(both.f_matmul(&is_in)?)
+        // No matrix product: it may round to ten bits.
+        let losses = is_in.f_mul(&losses.loss.f_detach()?.f_unsqueeze(1)?)?;
+        let over_images = |x: &Tensor| x.f_sum_dim_intlist(0i64, false, Kind::Float);
+        Ok(Tensor::f_stack(&[over_images(&losses)?, over_images(&is_in)?], 0)?)
     }
 }
 

@@ -51,7 +51,7 @@ pub use gradient::FrechetGradient;
 pub use inception::Inception;
 pub use inception_score::InceptionScore;
 pub use kid::{Kid, squared_mmd};
-pub use precision_recall::{PrecisionRecall, evenly_spaced, precision_recall};
+pub use precision_recall::{PrecisionRecall, evenly_spaced, precision_recall, spaced};
 pub use preparation::Preparation;
 pub use scorer::{Convention, Scorer};
 pub use stats::{FeatureStats, StatsAccumulator};

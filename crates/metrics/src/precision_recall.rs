@@ -94,7 +94,12 @@ fn rows(columns: i64, bytes: i64) -> i64 {
 
 /// The indices of min(n, 10,000) points, evenly spaced over 0..n.
 pub fn evenly_spaced(n: i64) -> Vec<i64> {
-    let m = n.min(POINTS);
+    spaced(n, POINTS)
+}
+
+/// The indices of min(n, most) points, evenly spaced over 0..n.
+pub fn spaced(n: i64, most: i64) -> Vec<i64> {
+    let m = n.min(most);
     (0..m).map(|j| j * n / m).collect()
 }
 

@@ -188,6 +188,9 @@ impl Step {
     }
 }
 
+/// What names of event files begin with.
+pub const PREFIX: &str = "events.out.tfevents.";
+
 /// An event file that is being written.
 pub struct EventFile {
     path: PathBuf,
@@ -204,7 +207,7 @@ impl EventFile {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let now = now();
         // TensorBoard reads the files of a folder in the order of their names.
-        let name = format!("events.out.tfevents.{:010}.{:09}.lcsc.{}", now as u64, nanos(now), std::process::id());
+        let name = format!("{PREFIX}{:010}.{:09}.lcsc.{}", now as u64, nanos(now), std::process::id());
         let path = folder.join(name);
         let file = File::options().create_new(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
         let mut events = Self { path, file };

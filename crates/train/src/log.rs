@@ -3,9 +3,9 @@
 use crate::state::Tick;
 use lcsc_report::ImageBatch;
 use lcsc_report::tensorboard::{EventFile, Step};
-use lcsc_torch::{Device, Error, Result, Tensor, write_atomic};
+use lcsc_torch::{Device, Error, Result, Tensor};
 use lcsc_trajectory::{JsonLines, RunFolder};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Images a row of a sheet of samples.
 const COLUMNS: usize = 8;
@@ -25,8 +25,10 @@ impl Log {
     /// again.
     pub fn open(run: &RunFolder, stage: &str, reached: u64) -> Result<Self> {
         let path = run.train_log();
-        let (lines, ticks) = JsonLines::<Tick>::open(&path)?;
-        let lines = if ticks.iter().any(|t| t.total_nimg > reached) { cut(&path, &ticks, reached)? } else { lines };
+        // Opened before: of a torn line it warns.
+        drop(JsonLines::<Tick>::open(&path)?);
+        JsonLines::<Tick>::retain(&path, |tick| tick.total_nimg <= reached)?;
+        let (lines, _) = JsonLines::open(&path)?;
         let events = EventFile::begin(&run.tensorboard(stage), reached + 1).map_err(report_error)?;
         Ok(Self { lines, events, samples: run.samples(), stage: stage.to_string() })
     }
@@ -55,16 +57,6 @@ impl Log {
         let values = Step::default().picture(format!("samples/{track}"), &path).map_err(report_error)?;
         self.events.write(total_nimg, values).map_err(report_error)
     }
-}
-
-fn cut(path: &Path, ticks: &[Tick], reached: u64) -> Result<JsonLines<Tick>> {
-    let mut text = String::new();
-    for tick in ticks.iter().filter(|t| t.total_nimg <= reached) {
-        text.push_str(&serde_json::to_string(tick).map_err(|e| Error::file(path, e.to_string()))?);
-        text.push('\n');
-    }
-    write_atomic(path, text.as_bytes())?;
-    Ok(JsonLines::open(path)?.0)
 }
 
 /// Images u8 `[N,C,H,W]` as plain bytes.

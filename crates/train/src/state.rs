@@ -3,6 +3,8 @@
 use crate::judge::Outcome;
 use crate::loss_scale::SavedLossScale;
 use lcsc_diffusion::QUARTERS;
+use lcsc_torch::{Error, Result, cpu_threads, default_threads, set_cpu_threads};
+use lcsc_trajectory::TrainingState;
 use serde::{Deserialize, Serialize};
 
 /// A line of `train.jsonl`: means over the images since the line before.
@@ -105,5 +107,35 @@ impl Sums {
     pub fn loss_by_sigma(&self) -> [Option<f64>; QUARTERS] {
         let [sums, images] = self.by_sigma;
         std::array::from_fn(|quarter| (images[quarter] > 0.0).then(|| sums[quarter] / images[quarter]))
+    }
+}
+
+/// The progress in a training state, which is refused where it is of other settings.
+pub(crate) fn read_progress(state: &TrainingState, config_hash: &str) -> Result<Progress> {
+    let progress: Progress = serde_json::from_value(state.meta.clone())
+        .map_err(|e| Error::msg(format!("the training state is of another version of this program: {e}")))?;
+    if progress.config_hash != config_hash {
+        return Err(Error::msg(
+            "the run folder holds a training state of other settings (data, model, stages or seed were changed): \
+             put them back to go on with it, or choose another folder with --out",
+        ));
+    }
+    Ok(progress)
+}
+
+/// Uses the number of threads that the state was trained with, as far as the machine has them.
+pub(crate) fn restore_threads(threads: usize) {
+    if threads == cpu_threads() {
+        return;
+    }
+    if threads <= default_threads() {
+        tracing::info!("going on with {threads} CPU threads, as the saved state was trained");
+        set_cpu_threads(threads);
+    } else {
+        tracing::warn!(
+            "the saved state was trained with {threads} CPU threads, here are {}: the last bits of the result may differ \
+             from an uninterrupted run",
+            default_threads()
+        );
     }
 }

@@ -5,13 +5,13 @@ use crate::ema::{EmaTrack, follow};
 use crate::judge::{Judge, Outcome};
 use crate::log::{Log, SHEET};
 use crate::loss_scale::SavedLossScale;
-use crate::state::{Progress, StageRecord, Sums, Tick};
+use crate::state::{Progress, StageRecord, Sums, Tick, read_progress, restore_threads};
 use indicatif::ProgressBar;
 use lcsc_data::{Dataset, Sampler};
 use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Quartiles, Round, SamplerConfig, generate, one_hot};
 use lcsc_torch::{
     Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Stream, Tensor, Weights, bail, cpu_threads,
-    default_threads, device_memory, host_memory, set_cpu_threads, to_u8,
+    device_memory, host_memory, to_u8,
 };
 use lcsc_trajectory::{Checkpoint, Manifest, RunFolder, TrainingState, Writer};
 use std::time::Instant;
@@ -434,35 +434,6 @@ struct Gradient {
     by_sigma: Tensor,
     /// Of the scaled loss, f32 `[P]`.
     grad: Tensor,
-}
-
-fn read_progress(state: &TrainingState, config_hash: &str) -> Result<Progress> {
-    let progress: Progress = serde_json::from_value(state.meta.clone())
-        .map_err(|e| Error::msg(format!("the training state is of another version of this program: {e}")))?;
-    if progress.config_hash != config_hash {
-        return Err(Error::msg(
-            "the run folder holds a training state of other settings (data, model, stages or seed were changed): \
-             put them back to go on with it, or choose another folder with --out",
-        ));
-    }
-    Ok(progress)
-}
-
-/// Uses the number of threads that the state was trained with, as far as the machine has them.
-fn restore_threads(threads: usize) {
-    if threads == cpu_threads() {
-        return;
-    }
-    if threads <= default_threads() {
-        tracing::info!("going on with {threads} CPU threads, as the saved state was trained");
-        set_cpu_threads(threads);
-    } else {
-        tracing::warn!(
-            "the saved state was trained with {threads} CPU threads, here are {}: the last bits of the result may differ \
-             from an uninterrupted run",
-            default_threads()
-        );
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Checkpoints on disk and their list, the manifest.
 
 use crate::{JsonLines, RunFolder};
-use lcsc_torch::{Device, Error, ParamLayout, Result, SafeFile, StorageDtype, Weights, load_weights, write_atomic};
+use lcsc_torch::{Device, Error, ParamLayout, Result, SafeFile, StorageDtype, Weights, load_weights};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -141,16 +141,7 @@ impl Manifest {
     /// # Errors
     /// The manifest cannot be read or written.
     pub fn cut(run: &RunFolder, total_nimg: u64) -> Result<()> {
-        let (path, all) = (run.manifest(), Self::read(run)?);
-        if all.iter().all(|c| c.total_nimg <= total_nimg) {
-            return Ok(());
-        }
-        let mut text = String::new();
-        for checkpoint in all.iter().filter(|c| c.total_nimg <= total_nimg) {
-            text.push_str(&serde_json::to_string(checkpoint).map_err(|e| Error::file(&path, e.to_string()))?);
-            text.push('\n');
-        }
-        write_atomic(path, text.as_bytes())
+        JsonLines::<Checkpoint>::retain(run.manifest(), |c| c.total_nimg <= total_nimg)
     }
 }
 

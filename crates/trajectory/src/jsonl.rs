@@ -1,6 +1,6 @@
 //! Append-only files of one JSON value a line, which survive being killed at any instant.
 
-use lcsc_torch::{Context, Error, Result, sync_folder};
+use lcsc_torch::{Context, Error, Result, sync_folder, write_atomic};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 use std::fs::File;
@@ -69,6 +69,21 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             Err(e) => Err(e).at(path),
         }
+    }
+
+    /// Keeps the values of a file for which `keep` says so; where that is all of them, it is left as it is.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or a line is no `T`.
+    pub fn retain(path: impl AsRef<Path>, keep: impl Fn(&T) -> bool) -> Result<()> {
+        let path = path.as_ref();
+        let values = Self::read(path)?;
+        if values.iter().all(&keep) {
+            return Ok(());
+        }
+        let line = |value: &T| serde_json::to_string(value).map(|line| line + "\n");
+        let text: serde_json::Result<String> = values.iter().filter(|v| keep(v)).map(line).collect();
+        write_atomic(path, text.map_err(|e| Error::file(path, e.to_string()))?.as_bytes())
     }
 
     /// Appends a line in one write: another reader sees all of it or nothing. Lines of other handles must have been
@@ -257,6 +272,17 @@ mod tests {
         let (_temp, path) = file(b"1\n\"two\"\n");
         let text = JsonLines::<u64>::open(&path).unwrap_err().to_string();
         assert!(text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_retained_is_gone() {
+        let (_temp, path) = file(b"1\n2\n3\n4");
+        JsonLines::<u64>::retain(&path, |n| *n < 9).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"1\n2\n3\n4", "left as it is");
+        JsonLines::<u64>::retain(&path, |n| n % 2 == 1).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"1\n3\n");
+        JsonLines::<u64>::retain(path.with_file_name("none"), |_| false).unwrap();
+        assert!(!path.with_file_name("none").exists());
     }
 
     #[test]

@@ -81,8 +81,8 @@ impl RunFolder {
         if !path.exists() {
             return Ok(false);
         }
-        // Held for an instant, which others wait for.
-        let file = File::open(&path).at(&path)?;
+        // Held for an instant, which others wait for; network file systems lock only what is open for writing.
+        let file = File::options().read(true).write(true).open(&path).at(&path)?;
         match fs4::FileExt::try_lock(&file) {
             Ok(()) => Ok(false),
             Err(fs4::TryLockError::WouldBlock) => Ok(true),

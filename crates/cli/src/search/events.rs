@@ -1,7 +1,7 @@
 //! A search as TensorBoard shows it: scores as they come, and the coefficients of each new best.
 
 use super::results::model_label;
-use lcsc_report::tensorboard::{EventFile, Step};
+use lcsc_report::tensorboard::{EventFile, PREFIX, Step};
 use lcsc_search::{Model, Origin, Outcome, Phase, Progress};
 use lcsc_torch::{Context, Result};
 use lcsc_train::report_error;
@@ -78,7 +78,7 @@ fn begin_anew(folder: &Path) -> Result<EventFile> {
     std::fs::create_dir_all(folder).at(folder)?;
     for entry in std::fs::read_dir(folder).at(folder)? {
         let path = entry.at(folder)?.path();
-        if path.is_file() {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)) {
             std::fs::remove_file(&path).at(&path)?;
         }
     }

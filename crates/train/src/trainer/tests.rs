@@ -5,7 +5,7 @@ use lcsc_diffusion::{
     CdConfig, CtConfig, DdpmConfig, DdpmPreconditioning, EctConfig, EdmConfig, IctConfig, ObjectiveConfig, OdeConfig,
     PreconditioningConfig,
 };
-use lcsc_torch::{AdamConfig, OptimizerConfig, Precision};
+use lcsc_torch::{AdamConfig, OptimizerConfig, Precision, set_cpu_threads};
 use lcsc_trajectory::{EmaConfig, JsonLines, Manifest, TrajectoryConfig};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 use serde_json::{Value, json};
