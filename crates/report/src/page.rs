@@ -97,24 +97,24 @@ impl Cell {
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum View<'a> {
     Table { columns: &'a [String], rows: Vec<(bool, &'a [Cell])> },
-    Plot { svg: String, wide: bool, legend: Vec<(usize, &'a str)>, label: String },
+    Plot { svg: String, legend: Vec<(usize, &'a str)>, label: String },
     Picture { data: String, caption: &'a str },
     Facts { facts: &'a [(String, String)] },
     Text { summary: &'a str, text: &'a str },
 }
 
 impl Part {
-    /// None for a plot of nothing; a plot is as `wide` as the page, or stands beside another.
-    fn view(&self, wide: bool) -> Result<Option<View<'_>>> {
+    /// None for a plot of nothing.
+    fn view(&self) -> Result<Option<View<'_>>> {
         Ok(Some(match self {
             Self::Table(table) => View::Table {
                 columns: &table.columns,
                 rows: table.rows.iter().map(|row| (row.best, row.cells.as_slice())).collect(),
             },
             Self::Plot(plot) => {
-                let Some(svg) = plot.svg(wide)? else { return Ok(None) };
+                let Some(svg) = plot.svg()? else { return Ok(None) };
                 let legend = plot.drawn().map(|(i, series)| (i, series.name.as_str())).collect();
-                View::Plot { svg, wide, legend, label: format!("{} over {}", plot.y, plot.x) }
+                View::Plot { svg, legend, label: format!("{} over {}", plot.y, plot.x) }
             }
             Self::Picture { png, caption } => {
                 use base64::Engine;
@@ -133,9 +133,7 @@ impl Page {
     /// A plot cannot be drawn.
     pub fn html(&self) -> Result<String> {
         let section = |s: &Section| -> Result<_> {
-            let wide = s.parts.iter().filter(|part| matches!(part, Part::Plot(_))).count() == 1;
-            let parts: Vec<View> =
-                s.parts.iter().filter_map(|part| part.view(wide).transpose()).collect::<Result<_>>()?;
+            let parts: Vec<View> = s.parts.iter().filter_map(|part| part.view().transpose()).collect::<Result<_>>()?;
             let anchor: String = s.title.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
             Ok((!parts.is_empty()).then(|| context! { anchor, title => s.title, text => s.text, parts }))
         };

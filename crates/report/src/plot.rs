@@ -5,9 +5,8 @@ use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use std::path::Path;
 
-/// Sizes of a plot that has the page's width, and of one beside another, in pixels; the page scales them.
-const WIDE: (u32, u32) = (720, 340);
-const NARROW: (u32, u32) = (480, 280);
+/// Pixels of a plot; the page scales it, so that its text can be read on a phone, too.
+const SIZE: (u32, u32) = (480, 280);
 /// A range of positive values that spans more than this factor is drawn logarithmically.
 const LOGARITHMIC: f64 = 20.0;
 /// Stands for the page's text colour, then for that of the grid, then for those of the series: [`themed`] puts the page's in.
@@ -55,13 +54,11 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// The SVG element, as `wide` as the page or half of it; none where there is nothing to draw. A wide range of positive
-    /// values gets a logarithmic axis.
+    /// The SVG element; none where there is nothing to draw. A wide range of positive values gets a logarithmic axis.
     ///
     /// # Errors
     /// The plot cannot be drawn.
-    pub fn svg(&self, wide: bool) -> Result<Option<String>> {
-        let size = if wide { WIDE } else { NARROW };
+    pub fn svg(&self) -> Result<Option<String>> {
         let series: Vec<(usize, Series)> = self.drawn().map(|(i, series)| (i, finite(series))).collect();
         let all = || series.iter().flat_map(|(_, s)| &s.points);
         let Some(x) = range(all().map(|p| p.0)) else { return Ok(None) };
@@ -71,13 +68,13 @@ impl Plot {
         let mut text = String::new();
         let drawn = if !from_zero && y.start > 0.0 && y.end > LOGARITHMIC * y.start {
             let marks = marks(&y);
-            self.draw(&mut text, size, &series, x, y.log_scale().with_key_points(marks))
+            self.draw(&mut text, &series, x, y.log_scale().with_key_points(marks))
         } else {
             let margin = 0.05 * (y.end - y.start);
-            self.draw(&mut text, size, &series, x, y.start - margin..y.end + margin)
+            self.draw(&mut text, &series, x, y.start - margin..y.end + margin)
         };
         drawn.map_err(|e| Error::content(Path::new("plot"), e))?;
-        Ok(Some(themed(&text, size)))
+        Ok(Some(themed(&text)))
     }
 
     /// The series that have something to draw, with the numbers of their colours.
@@ -89,7 +86,6 @@ impl Plot {
     fn draw<Y>(
         &self,
         text: &mut String,
-        size: (u32, u32),
         series: &[(usize, Series)],
         x: std::ops::Range<f64>,
         y: Y,
@@ -99,7 +95,7 @@ impl Plot {
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
         let failed = |e: &dyn std::fmt::Display| e.to_string();
-        let area = SVGBackend::with_string(text, size).into_drawing_area();
+        let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&area)
             .margin(8)
             .margin_right(24)
@@ -117,7 +113,7 @@ impl Plot {
             .axis_desc_style(label())
             .x_desc(&self.x)
             .y_desc(&self.y)
-            .x_labels(if size == WIDE { 10 } else { 6 })
+            .x_labels(6)
             .y_labels(6)
             .x_label_formatter(&|v| number(*v))
             .y_label_formatter(&|v| number(*v))
@@ -187,7 +183,8 @@ fn number(value: f64) -> String {
 }
 
 /// The page's colours in the place of the ones that stand for them, and a size that follows the page.
-fn themed(svg: &str, (width, height): (u32, u32)) -> String {
+fn themed(svg: &str) -> String {
+    let (width, height) = SIZE;
     let hex = |RGBColor(r, g, b)| format!("#{r:02X}{g:02X}{b:02X}");
     let fixed = [(INK, "var(--ink)".to_string()), (GRID, "var(--grid)".to_string())];
     let series = (0..COLOURS).map(|i| (colour(i), format!("var(--series-{i})")));
@@ -207,7 +204,7 @@ mod tests {
     #[test]
     fn axes_are_named_and_colours_are_the_pages() {
         for mark in [Mark::Line, Mark::Dots, Mark::Stems, Mark::Area] {
-            let svg = plot(mark, vec![(0.0, 1.0), (50_000.0, 2.0), (100_000.0, f64::NAN)]).svg(true).unwrap().unwrap();
+            let svg = plot(mark, vec![(0.0, 1.0), (50_000.0, 2.0), (100_000.0, f64::NAN)]).svg().unwrap().unwrap();
             assert!(svg.starts_with("<svg role=\"img\" viewBox") && svg.trim_end().ends_with("</svg>"), "{svg}");
             for part in ["images", "loss", "50k", "var(--ink)", "var(--grid)", "var(--series-0)"] {
                 assert!(svg.contains(part), "{mark:?}: no {part} in {svg}");
@@ -218,12 +215,12 @@ mod tests {
 
     #[test]
     fn wide_ranges_are_logarithmic_and_nothing_is_no_plot() {
-        let svg = plot(Mark::Line, vec![(0.0, 0.01), (1.0, 100.0)]).svg(true).unwrap().unwrap();
+        let svg = plot(Mark::Line, vec![(0.0, 0.01), (1.0, 100.0)]).svg().unwrap().unwrap();
         for mark in ["0.02", "0.1", "50"] {
             assert!(svg.contains(&format!("\n{mark}\n")), "no {mark} in {svg}");
         }
-        assert_eq!(plot(Mark::Line, vec![(0.0, f64::INFINITY)]).svg(true).unwrap(), None);
-        assert!(plot(Mark::Dots, vec![(3.0, 0.0)]).svg(true).unwrap().is_some());
+        assert_eq!(plot(Mark::Line, vec![(0.0, f64::INFINITY)]).svg().unwrap(), None);
+        assert!(plot(Mark::Dots, vec![(3.0, 0.0)]).svg().unwrap().is_some());
     }
 
     #[test]
