@@ -1,4 +1,4 @@
-//! Compiles the shim against libtorch's headers.
+//! Compiles the shims against libtorch's headers.
 
 use std::path::Path;
 
@@ -13,7 +13,11 @@ fn main() {
         .std("c++17")
         .opt_level(2)
         .warnings(false)
+        .define("USE_C10D_GLOO", None)
+        .flag("-fvisibility=hidden")
         .include(&include)
-        .file("csrc/shim.cpp")
+        .include(include.join("torch/csrc/api/include"))
+        .include("csrc/stubs")
+        .files(["csrc/shim.cpp", "csrc/group.cpp"])
         .compile("lcsc_shim");
 }

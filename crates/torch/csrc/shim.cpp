@@ -2,23 +2,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/_fused_adam.h>
 
-#include <cstring>
-#include <exception>
-
-namespace {
-
-// Null, or the message of the exception that `work` ended with, which the caller frees.
-template <typename Work>
-char *guarded(Work work) {
-  try {
-    work();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  }
-}
-
-}  // namespace
+#include "guarded.h"
 
 extern "C" {
 

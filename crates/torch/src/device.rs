@@ -70,14 +70,15 @@ fn loader_reason(error: &dyn std::error::Error) -> String {
 }
 
 fn cuda_places() -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if let Ok(exe) = std::env::current_exe() {
-        // The resolved path, so that libtorch_cuda finds its NVIDIA libraries relative to its real place.
-        let near = exe.ancestors().map(|a| a.join(".libtorch/cuda").join(LIBRARY)).find_map(|p| p.canonicalize().ok());
-        places.extend(near);
-    }
-    places.push(PathBuf::from(LIBRARY));
-    places
+    near_places(&format!("cuda/{LIBRARY}"))
+}
+
+/// Where a library is looked for: `.libtorch` in a parent folder of the executable, then the loader's own path.
+pub(crate) fn near_places(library: &str) -> Vec<PathBuf> {
+    let exe = std::env::current_exe().unwrap_or_default();
+    // The resolved path, so that a library finds others relative to its real place.
+    let near = exe.ancestors().map(|a| a.join(".libtorch").join(library)).find_map(|p| p.canonicalize().ok());
+    near.into_iter().chain(PathBuf::from(library).file_name().map(PathBuf::from)).collect()
 }
 
 /// The device as written in a config or on the command line: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -235,10 +236,12 @@ pub fn cpu_threads() -> usize {
     tch::get_num_threads().max(1) as usize
 }
 
-/// Threads to use when nothing is said: `OMP_NUM_THREADS`, else the cores that this process may use.
+/// Threads to use when nothing is said: `OMP_NUM_THREADS`, else the cores that this process may use, shared with the other
+/// ranks of its machine (`LOCAL_WORLD_SIZE`).
 pub fn default_threads() -> usize {
-    let said = std::env::var("OMP_NUM_THREADS").ok().and_then(|s| s.parse().ok()).filter(|n| *n > 0);
-    said.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    let number = |name| std::env::var(name).ok().and_then(|s| s.parse().ok()).filter(|n| *n > 0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    number("OMP_NUM_THREADS").unwrap_or_else(|| (cores / number("LOCAL_WORLD_SIZE").unwrap_or(1)).max(1))
 }
 
 /// Sets the number of threads of one CPU operation. Gradients of convolutions depend on it in their last bits.

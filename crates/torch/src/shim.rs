@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, first_line};
 use crate::optim::Verdict;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use tch::Tensor;
 
 /// A pointer to an `at::Tensor`, which is itself a handle: values change through a `const` one.
@@ -64,14 +64,27 @@ pub(crate) fn fused_adam(
 }
 
 /// The error that a function of the shim gave.
-fn checked(during: &str, message: *mut c_char) -> Result<()> {
-    if message.is_null() {
-        return Ok(());
+pub(crate) fn checked(during: &str, message: *mut c_char) -> Result<()> {
+    match own_string(message) {
+        None => Ok(()),
+        Some(text) => Err(Error::Torch { during: during.into(), message: first_line(&text) }),
     }
-    // SAFETY: the shim gives a C string that it made with `strdup`, for us to free.
-    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
-    unsafe { libc::free(message.cast()) };
-    Err(Error::Torch { during: during.into(), message: first_line(&text) })
+}
+
+/// A C string that the shim made with `strdup` for us to free; none where it gave null.
+pub(crate) fn own_string(string: *mut c_char) -> Option<String> {
+    if string.is_null() {
+        return None;
+    }
+    // SAFETY: it is not null, ends with a zero, and nobody else has it.
+    let text = unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned();
+    unsafe { libc::free(string.cast()) };
+    Some(text)
+}
+
+/// A text for the shim.
+pub(crate) fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::Message(format!("`{text}` holds a zero byte")))
 }
 
 #[cfg(test)]
