@@ -8,6 +8,7 @@
 # Result:  .libtorch/lib       links to the CPU libraries: all that is ever linked against
 #          .libtorch/include   headers
 #          .libtorch/cuda      link to the folder of libtorch_cuda.so where there is one: opened at run time
+#          .libtorch/liblcsc_nccl.so   with --cuda: collectives among several GPUs (scripts/build_nccl.sh)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +21,7 @@ cuda=no
 for arg in "$@"; do
   case $arg in
     --cuda) cuda=yes ;;
-    -h|--help) sed -n '2,10p' "$0" | cut -c3-; exit 0 ;;
+    -h|--help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;;
     *) echo "setup: unknown option $arg (only --cuda is known)" >&2; exit 2 ;;
   esac
 done
@@ -117,10 +118,15 @@ link_libraries() { # TORCH_FOLDER
   if [ -e "$1/lib/libtorch_cuda.so" ]; then ln -sr "$(readlink -f "$1/lib")" "$OUT/cuda"; fi
 }
 
+finish() {
+  [ $cuda = no ] || scripts/build_nccl.sh
+  exit 0
+}
+
 prerequisites
 if [ "$(readlink -f "${LIBTORCH:-$OUT}")" = "$(readlink -f "$OUT")" ]; then unset LIBTORCH; fi
 # Unless LIBTORCH names another one, what is set up and whole stays.
-if [ -z "${LIBTORCH:-}" ] && ready "$(cat "$OUT/source" 2>/dev/null)"; then exit 0; fi
+if [ -z "${LIBTORCH:-}" ] && ready "$(cat "$OUT/source" 2>/dev/null)"; then finish; fi
 source=pypi
 if [ -n "${LIBTORCH:-}" ]; then
   source=$(readlink -f "$LIBTORCH") || fail "LIBTORCH=$LIBTORCH does not exist"
@@ -130,7 +136,7 @@ elif command -v python3 >/dev/null 2>&1; then
   if [ -n "$found" ] && { [ $cuda = no ] || [ -e "$found/lib/libtorch_cuda.so" ]; }; then source=$found; fi
 fi
 
-ready "$source" && exit 0
+ready "$source" && finish
 mkdir -p "$OUT"
 rm -f "$OUT/build-version"
 folder=$source
@@ -145,3 +151,4 @@ link_libraries "$folder"
 echo "$source" > "$OUT/source"
 echo "$VERSION" > "$OUT/build-version"
 echo "setup: libtorch $VERSION is ready in .libtorch ($source$([ -e "$OUT/cuda" ] && echo ', with CUDA'))"
+finish

@@ -17,7 +17,7 @@ fn main() {
         .flag("-fvisibility=hidden")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .include("csrc/stubs")
+        .include("csrc/stubs/gloo")
         .files(["csrc/shim.cpp", "csrc/group.cpp"])
         .compile("lcsc_shim");
 }

@@ -1,0 +1,4 @@
+// See cusparse.h.
+#pragma once
+
+typedef struct cusolverDnContext *cusolverDnHandle_t;
