@@ -37,6 +37,9 @@ pub enum Command {
     /// Search the checkpoints of a run.
     #[command(after_help = examples::SEARCH)]
     Search(SearchArgs),
+    /// Start several processes on this machine that carry out one command together: train, search, sample or evaluate.
+    #[command(after_help = examples::LAUNCH)]
+    Launch(LaunchArgs),
     /// Make a weights file from coefficients found before.
     #[command(after_help = examples::MERGE)]
     Merge(MergeArgs),
@@ -323,7 +326,7 @@ pub struct BenchArgs {
     #[arg(value_enum)]
     pub works: Vec<Work>,
     /// Timed repeats at least (quick work is repeated for a second), after one that is not timed; the median counts.
-    #[arg(long, default_value_t = 5, value_parser = parse_repeats)]
+    #[arg(long, default_value_t = 5, value_parser = parse_positive)]
     pub repeats: usize,
     /// Also write all times as JSON.
     #[arg(long)]
@@ -342,8 +345,8 @@ fn parse_precision(text: &str) -> Result<Precision, String> {
     serde_json::from_value(text.into()).map_err(|e| e.to_string())
 }
 
-fn parse_repeats(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is no number of repeats"))
+fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is no positive number"))
 }
 
 /// The keys of a TOML table, with or without its braces.
@@ -362,6 +365,16 @@ fn parse_extractor(text: &str) -> Result<ExtractorConfig, String> {
         })?,
     };
     config.problem().map_or(Ok(config), |problem| Err(problem.into()))
+}
+
+#[derive(clap::Args)]
+pub struct LaunchArgs {
+    /// Number of processes: one a GPU, or as many as share the cores.
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub nproc: usize,
+    /// The command and its arguments, as after `lcsc`.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
 }
 
 #[derive(clap::Args)]

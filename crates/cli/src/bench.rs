@@ -11,7 +11,7 @@ use crate::args::BenchArgs;
 use crate::{Ended, session, ui};
 use clap::ValueEnum;
 use cost::Cost;
-use lcsc_torch::{Precision, allow_tf32, catch, cpu_threads, write_atomic};
+use lcsc_torch::{Group, Precision, allow_tf32, catch, cpu_threads, write_atomic};
 use machine::Ceilings;
 use miette::IntoDiagnostic;
 use serde::Serialize;
@@ -34,7 +34,7 @@ struct Row {
 
 /// Measures the machine, then each work; prints a table, writes JSON.
 pub fn command(args: &BenchArgs) -> miette::Result<Ended> {
-    let device = session::machine(args.machine.device, args.machine.threads)?;
+    let device = session::machine(args.machine.device, args.machine.threads, &Group::alone())?;
     allow_tf32(args.precision == Precision::Tf32).into_diagnostic()?;
     let works = if args.works.is_empty() { Work::value_variants() } else { &args.works[..] };
     if let Some(folder) = &args.outputs {

@@ -4,7 +4,8 @@ use crate::config::Config;
 use lcsc_data::DataConfig;
 use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
-use lcsc_torch::{Device, Error, Invalid, Precision, Result, SafeFile, Weights, allow_tf32, load_weights};
+use crate::ranks;
+use lcsc_torch::{Device, Error, Group, Invalid, Precision, Result, SafeFile, Weights, allow_tf32, load_weights};
 use lcsc_trajectory::METADATA;
 use lcsc_unet::{ImageShape, NetworkConfig};
 use miette::IntoDiagnostic;
@@ -81,6 +82,19 @@ pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights
     allow_tf32(card.precision == Precision::Tf32).into_diagnostic()?;
     let model = card.model();
     let weights = load_weights(&model.layout, &file, device).into_diagnostic()?;
+    Ok((card, model, weights))
+}
+
+/// The same on all ranks, each of which reads the file.
+///
+/// # Errors
+/// Those of [`open`], on any rank; the ranks have different files.
+pub fn open_alike(path: &Path, device: Device, group: &Group) -> miette::Result<(Card, Model, Weights)> {
+    let (card, model, weights) = ranks::all_ok(group, open(path, device))?;
+    let sums = group.sums_of_bits(&weights.theta).into_diagnostic()?;
+    if sums.iter().any(|sum| *sum != sums[0]) {
+        miette::bail!("{}: the ranks have different files of this name", path.display());
+    }
     Ok((card, model, weights))
 }
 

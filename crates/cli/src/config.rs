@@ -9,7 +9,7 @@ use lcsc_diffusion::{DistanceConfig, Model, PreconditioningConfig, SamplerConfig
 use lcsc_metrics::MetricConfig;
 use lcsc_search::SearchConfig;
 use lcsc_torch::{Device, DeviceChoice, Precision};
-use lcsc_train::{StageConfig, Start};
+use lcsc_train::{DistributedConfig, StageConfig, Start};
 use lcsc_trajectory::Memory;
 use lcsc_unet::{ImageShape, NetworkConfig};
 use miette::{IntoDiagnostic, WrapErr};
@@ -30,12 +30,15 @@ pub struct Config {
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default)]
     pub device: DeviceChoice,
-    /// CPU threads of one operation; by default `OMP_NUM_THREADS`, else all cores.
+    /// CPU threads of one operation; by default `OMP_NUM_THREADS`, else all cores (shared with the other ranks of the machine).
     #[serde(default)]
     pub threads: Option<usize>,
     /// What networks compute in; weights, moments, preconditioning, losses and samplers stay f32 or wider.
     #[serde(default)]
     pub precision: Precision,
+    /// How several processes train together.
+    #[serde(default)]
+    pub distributed: DistributedConfig,
     /// The images.
     pub data: DataConfig,
     /// Whether the network is told the class of an image, where the data has classes.

@@ -1,5 +1,6 @@
 //! Searches while training goes on: how good the merged model is by now.
 
+use crate::Ended;
 use crate::search::{Material, Plan, Results, run_search};
 use crate::session::Session;
 use lcsc_report::tensorboard::{EventFile, Step};
@@ -48,16 +49,16 @@ pub fn cut(session: &Session, nimg: u64) -> Result<()> {
     JsonLines::<Found>::retain(log_path(session), |f| f.nimg <= nimg)
 }
 
-/// Searches what the stage has saved so far, unless that was done. False: a signal came.
+/// Searches what the stage has saved so far, unless that was done.
 ///
 /// # Errors
 /// A checkpoint is damaged, or the disk is full.
-pub fn search(session: &Session, nimg: u64) -> Result<bool> {
+pub fn search(session: &Session, nimg: u64) -> Result<Ended> {
     let (mut log, found) = JsonLines::<Found>::open(log_path(session))?;
     let mut plan = plan(session, nimg);
     if !Material::is_enough(session, &plan)? {
         tracing::info!("after {nimg} images: too few checkpoints to search");
-        return Ok(true);
+        return Ok(Ended::Done);
     }
     let material = Material::load(session, &plan)?;
     let suite = session.suite().map_err(|e| Error::msg(e.to_string()))?;
@@ -66,7 +67,7 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
     let hash = blake3::hash((space.fingerprint + &settings).as_bytes()).to_hex();
     plan.name = format!("during/{nimg:012}-{}", &hash[..8]);
     if found.iter().any(|f| f.search == plan.name) {
-        return Ok(true);
+        return Ok(Ended::Done);
     }
     let rows = space.rows;
     let before = found.iter().rev().find_map(|f| f.coefficients.as_ref().map(|c| (f, c)));
@@ -76,7 +77,7 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
         let moved = coefficients.moved(&f.rows, &rows).ok().filter(|_| fits);
         plan.given.extend(moved.map(|alpha| (format!("found after {} images", f.nimg), alpha)));
     }
-    let Some(outcome) = run_search(session, suite, &material, &plan, None)? else { return Ok(false) };
+    let Some(outcome) = run_search(session, suite, &material, &plan, None)? else { return Ok(Ended::Stopped) };
     let fd = |label| outcome.row(label).and_then(|row: &Row| row.fd_selection).filter(|fd| fd.is_finite());
     let lcsc = outcome.row(Label::Lcsc).ok_or_else(|| Error::msg("the search has no result"))?;
     let coefficients = match &lcsc.model {
@@ -105,7 +106,7 @@ pub fn search(session: &Session, nimg: u64) -> Result<bool> {
     let values = Step::default().scalar("FD/best EMA", fd_ema).scalar("FD/LCSC", fd_lcsc);
     let events = EventFile::begin(&session.run.tensorboard("search/during"), nimg);
     events.and_then(|mut events| events.write(nimg, values)).map_err(report_error)?;
-    Ok(true)
+    Ok(Ended::Done)
 }
 
 /// A small search: its table is measured on as many images as its candidates.

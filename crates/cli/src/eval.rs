@@ -2,11 +2,14 @@
 
 use crate::args::{EvalArgs, Metric};
 use crate::card::Card;
-use crate::{Ended, card, extractor, progress, reference, sample, session, ui};
+use crate::{Ended, card, extractor, progress, ranks, reference, sample, session, ui};
 use lcsc_data::{DataConfig, Dataset, Split};
-use lcsc_diffusion::{LatentSet, Model, SamplerConfig};
+use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig};
 use lcsc_metrics::{Evaluation, Extractor, ExtractorConfig, MetricConfig, Metrics, Results, Scorer, Suite};
-use lcsc_torch::{Context, Device, Result, Stream, Tensor, Weights, catch, permutation, write_atomic};
+use lcsc_search::features_in_turn;
+use lcsc_torch::{
+    Context, Device, Error, Group, Result, Stream, Tensor, Weights, catch, permutation, write_atomic,
+};
 use miette::IntoDiagnostic;
 use std::path::Path;
 
@@ -27,15 +30,18 @@ struct Generator {
 }
 
 /// Samples or reads, measures, prints.
-pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
-    let device = session::machine(args.machine.device, args.machine.threads)?;
+pub fn command(args: &EvalArgs, group: &Group) -> miette::Result<Ended> {
+    let device = session::machine(args.machine.device, args.machine.threads, group)?;
     if let Some(folder) = args.json.as_deref().and_then(Path::parent) {
         std::fs::create_dir_all(folder).at(folder).into_diagnostic()?;
     }
-    let source = Source::open(args, device)?;
+    let source = Source::open(args, device, group)?;
     let n = source.images(args)?;
-    let scorers = scorers(args, &source, device)?;
-    let results = catch("measuring", || measure(args, &source, &scorers, n, device)).into_diagnostic()?;
+    let judges = judges(args, &source, device, group)?;
+    let results = catch("measuring", || measure(args, &source, &judges, n, device, group)).into_diagnostic()?;
+    if !group.leads() {
+        return Ok(Ended::Done);
+    }
     ui::say!("{}", source.title(args));
     results.iter().for_each(print);
     if let Some(path) = &args.json {
@@ -51,9 +57,9 @@ pub fn command(args: &EvalArgs) -> miette::Result<Ended> {
 }
 
 impl Source {
-    fn open(args: &EvalArgs, device: Device) -> miette::Result<Self> {
+    fn open(args: &EvalArgs, device: Device, group: &Group) -> miette::Result<Self> {
         if let Some(path) = &args.weights {
-            let (card, model, weights) = card::open(path, device)?;
+            let (card, model, weights) = card::open_alike(path, device, group)?;
             let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
             return Ok(Self::Weights(Box::new(Generator { card, model, weights, sampler })));
         }
@@ -61,7 +67,9 @@ impl Source {
             miette::bail!("--images needs --reference: what to measure them against");
         }
         let config = DataConfig { source: args.images.clone().unwrap_or_default(), ..DataConfig::default() };
-        Ok(Self::Images(session::dataset(&config, device)?))
+        let data = ranks::all_ok(group, session::dataset(&config, device))?;
+        group.same("images", &data.hash).into_diagnostic()?;
+        Ok(Self::Images(data))
     }
 
     fn generator(&self) -> Option<&Generator> {
@@ -95,41 +103,96 @@ impl Source {
         }
     }
 
-    /// Calls `with` for each chunk of the first `n` images, u8 `[B,C,H,W]`.
-    fn chunks(
+    /// Calls `with` for the features by each extractor, f32 `[B,D]`, of each chunk of the first `n` images.
+    fn features(
         &self,
         args: &EvalArgs,
-        n: u64,
-        device: Device,
-        mut with: impl FnMut(&Tensor) -> Result<()>,
+        latents: LatentSet,
+        extractors: &[&Extractor],
+        (device, group): (Device, &Group),
+        with: impl FnMut(&[Tensor]) -> Result<()>,
     ) -> Result<()> {
-        match self {
+        let draws = latents.among(group.size()).draws();
+        let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
+        let all_finite = match self {
             Self::Weights(g) => {
                 let net = g.model.bind(&g.weights)?;
-                let latents =
-                    LatentSet { seed: args.seed, stream: Stream::ReportLatents, n, chunk: args.machine.chunk };
-                sample::chunks(&net, &g.sampler, latents, device, with)
+                let images = |i: usize| sample::chunk(&net, &g.sampler, draws[i], device).map(Some);
+                features_in_turn(group, extractors, &rows, images, with)?
             }
             // Whatever their order: samples often lie class by class.
             Self::Images(data) => {
                 let order = permutation(data.images.size()[0] as usize, args.seed, Stream::Order, 0);
-                order[..n as usize].chunks(args.machine.chunk as usize).try_for_each(|chunk| {
-                    let chunk = Tensor::f_from_slice(chunk)?.f_to(device)?;
-                    with(&data.images.f_index_select(0, &chunk)?)
-                })
+                let images = |i: usize| {
+                    let Draw { first, n, .. } = draws[i];
+                    let chunk = Tensor::f_from_slice(&order[first as usize..][..n])?.f_to(device)?;
+                    Ok(Some(data.images.f_index_select(0, &chunk)?))
+                };
+                features_in_turn(group, extractors, &rows, images, with)?
             }
+        };
+        if all_finite { Ok(()) } else { Err(Error::msg("the extractor gives features that are not finite")) }
+    }
+}
+
+/// What images are judged with: rank 0 knows the real ones, the others extract features for it.
+enum Judges {
+    Scorers(Vec<Scorer>),
+    Extractors(Vec<Extractor>),
+}
+
+impl Judges {
+    fn extractors(&self) -> Vec<&Extractor> {
+        match self {
+            Self::Scorers(scorers) => scorers.iter().map(|scorer| &scorer.extractor).collect(),
+            Self::Extractors(extractors) => extractors.iter().collect(),
+        }
+    }
+
+    fn scorers(&self) -> &[Scorer] {
+        match self {
+            Self::Scorers(scorers) => scorers,
+            Self::Extractors(_) => &[],
         }
     }
 }
 
-/// The ways of judging: one by a network of published weights; else classifier, independent classifier and pixels.
-fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Scorer>> {
+fn judges(args: &EvalArgs, source: &Source, device: Device, group: &Group) -> miette::Result<Judges> {
+    let mut judges = match group.leads() {
+        true => Judges::Scorers(scorers(args, source, device)?),
+        false => Judges::Extractors(extractors(args, source, device)?),
+    };
+    match &mut judges {
+        Judges::Scorers(scorers) => scorers.iter_mut().try_for_each(|scorer| scorer.extractor.share(group)),
+        Judges::Extractors(extractors) => extractors.iter_mut().try_for_each(|extractor| extractor.share(group)),
+    }
+    .into_diagnostic()?;
+    Ok(judges)
+}
+
+/// The extractors of [`scorers`].
+fn extractors(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Extractor>> {
+    let metric = metric(args, source);
+    if let Some(extractor) = extractor::open(&metric.extractor, source.chw(), device).into_diagnostic()? {
+        return Ok(vec![extractor]);
+    }
+    let data = session::dataset(&source.reference_data(args), device)?;
+    session::preparing(&data, metric.seed, device, None, |preparation| preparation.untrained(None))
+}
+
+fn metric(args: &EvalArgs, source: &Source) -> MetricConfig {
     let trained = source.generator().map(|g| g.card.metric.clone());
     let of_images = || ExtractorConfig { inception: Some("auto".into()), ..ExtractorConfig::default() };
     let mut metric = trained.unwrap_or_else(|| MetricConfig { extractor: of_images(), ..MetricConfig::default() });
     if let Some(extractor) = &args.extractor {
         metric.extractor = extractor.clone();
     }
+    metric
+}
+
+/// The ways of judging: one by a network of published weights; else classifier, independent classifier and pixels.
+fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Scorer>> {
+    let metric = metric(args, source);
     let extractor = extractor::open(&metric.extractor, source.chw(), device).into_diagnostic()?;
     if let Some(path) = args.reference.as_deref().map(Path::new)
         && let Some(stats) = reference::statistics(path, extractor.as_ref().map(Extractor::dim)).into_diagnostic()?
@@ -184,7 +247,14 @@ impl Source {
 }
 
 /// One pass over the images, for all scorers; what is not a Fréchet distance is measured by the first alone.
-fn measure(args: &EvalArgs, source: &Source, scorers: &[Scorer], n: u64, device: Device) -> Result<Vec<Results>> {
+fn measure(
+    args: &EvalArgs,
+    source: &Source,
+    judges: &Judges,
+    n: u64,
+    device: Device,
+    group: &Group,
+) -> Result<Vec<Results>> {
     let asked = |scorer| match &args.metrics {
         None => Metrics::all(scorer, n),
         Some(metrics) => Metrics {
@@ -194,11 +264,12 @@ fn measure(args: &EvalArgs, source: &Source, scorers: &[Scorer], n: u64, device:
         },
     };
     let of = |(i, scorer)| Evaluation::new(scorer, n, if i == 0 { asked(scorer) } else { Metrics::default() });
-    let mut evaluations = scorers.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
+    let mut evaluations = judges.scorers().iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
     let bar = progress::bar("sampling and measuring", n, "images");
-    source.chunks(args, n, device, |images| {
-        evaluations.iter_mut().try_for_each(|evaluation| evaluation.add(images))?;
-        bar.inc(images.size()[0] as u64);
+    let latents = LatentSet { seed: args.seed, stream: Stream::ReportLatents, n, chunk: args.machine.chunk };
+    source.features(args, latents, &judges.extractors(), (device, group), |features| {
+        evaluations.iter_mut().zip(features).try_for_each(|(evaluation, f)| evaluation.add_features(f))?;
+        bar.inc(features[0].size()[0] as u64);
         Ok(())
     })?;
     drop(bar);

@@ -30,6 +30,12 @@ Examples:
   lcsc watch runs/quickstart               # q leaves; the run goes on
   lcsc watch runs/quickstart --once        # as plain text, for scripts";
 
+pub const LAUNCH: &str = "\
+Examples:
+  lcsc launch --nproc 2 -- run configs/quickstart.toml
+  lcsc launch --nproc 8 -- train configs/cifar10-edm.toml --set stage.0.batch=512
+  lcsc launch --nproc 8 -- eval --weights merged.safetensors --n 50000 --extractor inception";
+
 pub const MERGE: &str = "\
 Examples:
   lcsc merge runs/quickstart --out lcsc-bf16.safetensors --dtype bf16

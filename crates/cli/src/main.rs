@@ -18,12 +18,14 @@ mod explain;
 mod export;
 mod extractor;
 mod import;
+mod launch;
 mod man;
 mod merge;
 mod naming;
 mod pictures;
 mod problems;
 mod progress;
+mod ranks;
 mod read_config;
 mod reference;
 mod report;
@@ -38,19 +40,23 @@ mod watch;
 use args::{Args, Command, ConfigCommand};
 use clap::{CommandFactory, Parser};
 use config::Loaded;
+use ranks::together;
 use std::process::ExitCode;
 
 /// How a command came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// It did what was asked.
     Done,
     /// A signal asked it to stop; everything is saved.
     Stopped,
+    /// The processes that it started ended with this status, and have told why.
+    OfRanks(u8),
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    ui::start_logging(args.quiet, args.verbose);
+    ui::start_logging(args.quiet || ranks::follows(&args.command), args.verbose);
     lcsc_torch::install_panic_hook();
     lcsc_torch::keep_freed_memory();
     let signals = ui::Signals::default();
@@ -59,6 +65,12 @@ fn main() -> ExitCode {
         Ok(Ended::Stopped) => {
             eprintln!("stopped; everything is saved, and the same command goes on from here");
             ExitCode::from(signals.exit_status())
+        }
+        Ok(Ended::OfRanks(status)) => ExitCode::from(status),
+        Err(report) if report.is::<ranks::EndedByAnother>() => {
+            eprintln!("{report}");
+            ui::keep_error(&report);
+            ExitCode::from(ranks::ENDED_BY_ANOTHER)
         }
         Err(report) => {
             eprintln!("{report:?}");
@@ -70,12 +82,13 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
     match command {
-        Command::Run(a) => run::run(&a, signals),
-        Command::Train(a) => run::train(&a, signals),
-        Command::Search(a) => search::command(&a, signals),
+        Command::Run(a) => together(|group| run::run(&a, signals, group)),
+        Command::Train(a) => together(|group| run::train(&a, signals, group)),
+        Command::Search(a) => together(|group| search::command(&a, signals, group)),
+        Command::Launch(a) => launch::command(&a, signals),
         Command::Merge(a) => merge::command(&a),
-        Command::Sample(a) => sample::command(&a),
-        Command::Eval(a) => eval::command(&a),
+        Command::Sample(a) => together(|group| sample::command(&a, group)),
+        Command::Eval(a) => together(|group| eval::command(&a, group)),
         Command::Import(a) => import::command(&a, signals),
         Command::Export(a) => export::command(&a),
         Command::Data(command) => data::command(&command, signals),

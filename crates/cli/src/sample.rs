@@ -4,7 +4,7 @@ use crate::args::SampleArgs;
 use crate::{Ended, card, progress, session, ui};
 use lcsc_diffusion::{Denoiser, Draw, LatentSet, SamplerConfig, generate, random_classes};
 use lcsc_report::ImageBatch;
-use lcsc_torch::{Context, Device, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
+use lcsc_torch::{Context, Device, Group, Kind, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
 use lcsc_train::{image_batch, report_error};
 use miette::IntoDiagnostic;
 use npyz::WriterBuilder;
@@ -46,28 +46,35 @@ impl Output {
 }
 
 /// Samples and writes.
-pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
+pub fn command(args: &SampleArgs, group: &Group) -> miette::Result<Ended> {
     let output = Output::parse(&args.out)?;
     if args.n == 0 {
         miette::bail!("--n 0: expected at least 1");
     }
-    let device = session::machine(args.machine.device, args.machine.threads)?;
-    let (card, model, weights) = card::open(&args.weights, device)?;
+    let device = session::machine(args.machine.device, args.machine.threads, group)?;
+    let (card, model, weights) = card::open_alike(&args.weights, device, group)?;
     let sampler = card::sampler(&card, &model, args.sampler.as_deref())?;
-    output.prepare().into_diagnostic()?;
+    group.all_ok(if group.leads() { output.prepare() } else { Ok(()) }).into_diagnostic()?;
     let bar = progress::bar("sampling", args.n, "images");
     let latents = LatentSet { seed: args.seed, stream: Stream::SampleLatents, n: args.n, chunk: args.machine.chunk };
     let images = catch("sampling", || {
+        let (net, draws) = (model.bind(&weights)?, latents.among(group.size()).draws());
+        let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
+        let [c, h, w] = card.image.chw();
+        let none = Tensor::f_empty([0, c, h, w], (Kind::Uint8, device))?;
         let mut all = Vec::new();
-        chunks(&model.bind(&weights)?, &sampler, latents, device, |images| {
+        group.in_turn(&rows, &none, |i| chunk(&net, &sampler, draws[i], device), |_, images| {
             bar.inc(images.size()[0] as u64);
-            all.push(images.f_to(Device::Cpu)?);
-            Ok(())
+            if group.leads() {
+                all.push(images.f_to(Device::Cpu)?);
+            }
+            Ok(true)
         })?;
-        Ok(Tensor::f_cat(&all, 0)?)
+        Ok(if group.leads() { Some(Tensor::f_cat(&all, 0)?) } else { None })
     })
     .into_diagnostic()?;
     drop(bar);
+    let Some(images) = images else { return Ok(Ended::Done) };
     let seed = derive_seed(args.seed, Stream::SampleLatents, 0);
     let classes = random_classes(seed, 0, args.n as usize, card.image.label_dim, Device::Cpu);
     write(&output, &images, classes.as_ref()).into_diagnostic()?;
@@ -75,22 +82,14 @@ pub fn command(args: &SampleArgs) -> miette::Result<Ended> {
     Ok(Ended::Done)
 }
 
-/// Calls `with` for each chunk of samples, u8 `[B,C,H,W]`: no more than a chunk is held.
-pub fn chunks(
-    net: &Denoiser,
-    sampler: &SamplerConfig,
-    latents: LatentSet,
-    device: Device,
-    mut with: impl FnMut(&Tensor) -> Result<()>,
-) -> Result<()> {
-    for Draw { seed, stream, first, n } in latents.draws() {
-        let images = generate(net, sampler, seed, stream, first, n, device)?.images;
-        if images.isfinite().all().int64_value(&[]) == 0 {
-            bail!("samples {first} to {} hold values that are not finite", first + n as u64 - 1);
-        }
-        with(&to_u8(&images))?;
+/// Samples u8 `[n,C,H,W]`.
+pub fn chunk(net: &Denoiser, sampler: &SamplerConfig, draw: Draw, device: Device) -> Result<Tensor> {
+    let Draw { seed, stream, first, n } = draw;
+    let images = generate(net, sampler, seed, stream, first, n, device)?.images;
+    if images.isfinite().all().int64_value(&[]) == 0 {
+        bail!("samples {first} to {} hold values that are not finite", first + n as u64 - 1);
     }
-    Ok(())
+    Ok(to_u8(&images))
 }
 
 fn write(output: &Output, images: &Tensor, classes: Option<&Tensor>) -> Result<()> {

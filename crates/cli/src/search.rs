@@ -13,7 +13,7 @@ pub use studies::Compared;
 use crate::args::SearchArgs;
 use crate::config::{self, Config};
 use crate::session::Session;
-use crate::{Ended, during, progress, report, train, ui};
+use crate::{Ended, during, progress, ranks, report, train, ui};
 use events::Events;
 use indicatif::ProgressBar;
 use lcsc_diffusion::SamplerConfig;
@@ -21,7 +21,7 @@ use lcsc_metrics::Suite;
 use lcsc_search::{
     Budget, Coefficients, Fitness, Outcome, Phase, Progress, Run, SampledFitness, SearchConfig, Setting, When, Worker,
 };
-use lcsc_torch::{Context, Result, catch};
+use lcsc_torch::{Context, Group, Result, catch};
 use lcsc_train::{StageRecord, Trainer};
 use lcsc_trajectory::{RunFolder, TrainingState};
 use miette::IntoDiagnostic;
@@ -36,10 +36,13 @@ pub const DEFAULT_NAME: &str = "default";
 pub const EVALUATIONS: &str = "evaluations.jsonl";
 
 /// `lcsc search`: a search of the checkpoints that a run has so far, or a study of several.
-pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended> {
+pub fn command(args: &SearchArgs, signals: &ui::Signals, group: &Group) -> miette::Result<Ended> {
     signals.listen()?;
-    let run = RunFolder::open(&args.run).into_diagnostic()?;
-    let mut loaded = config::load(&run.config_path(), &args.set)?;
+    let opened = RunFolder::open(&args.run).into_diagnostic();
+    let (run, mut loaded) = ranks::all_ok(
+        group,
+        opened.and_then(|run| config::load(&run.config_path(), &args.set).map(|loaded| (run, loaded))),
+    )?;
     if let Some(seconds) = args.seconds {
         if !(seconds.is_finite() && seconds > 0.0) {
             miette::bail!("--seconds {seconds}: expected a positive number");
@@ -50,7 +53,11 @@ pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended
     if name.is_empty() || name.contains('/') || name.starts_with('.') {
         miette::bail!("--name {name}: expected a folder name");
     }
-    let session = Session::open(loaded, run, signals, args.worker)?;
+    let session = Session::open(loaded, run, signals, group, args.worker)?;
+    session.led(|| command_of_rank_0(&session, args, name))
+}
+
+fn command_of_rank_0(session: &Session, args: &SearchArgs, name: &str) -> miette::Result<Ended> {
     let state = TrainingState::load(&session.run).into_diagnostic()?;
     let stages = match &state {
         Some(state) => Trainer::position(state, &session.training_hash).into_diagnostic()?,
@@ -65,9 +72,9 @@ pub fn command(args: &SearchArgs, signals: &ui::Signals) -> miette::Result<Ended
         );
     }
     if args.study_name().is_some() {
-        return studies::command(&session, args, name, &stages);
+        return studies::command(session, args, name, &stages);
     }
-    search(&session, name, stages, args.worker)
+    search(session, name, stages, args.worker)
 }
 
 /// Searches (or goes on searching), then writes coefficients, merged model, summary and pictures.
@@ -159,6 +166,7 @@ pub fn run_search(
         config: &plan.search,
         seed: session.config.seed,
         device: session.device,
+        group: session.group,
     };
     let mut fitness = SampledFitness::new(setting, folder.join(material::FINETUNED));
     let methods: Vec<&str> = plan.search.method.iter().map(|m| m.name()).collect();
@@ -178,7 +186,9 @@ pub fn run_search(
         show(&bar, p, &mut part);
         events.note(p);
     };
-    let (log_path, stop) = (folder.join(EVALUATIONS), || session.signals.stop());
+    let team = fitness.team();
+    let stop = || Ok(session.signals.hear(team.signal(session.signals.received())?));
+    let log_path = folder.join(EVALUATIONS);
     let run = Run { seed: session.config.seed, log_path: &log_path, worker, stop: &stop, progress: &mut note };
     let space = material.space(session, suite, plan);
     let outcome = match remembered {

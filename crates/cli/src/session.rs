@@ -3,12 +3,13 @@
 use crate::card::Card;
 use crate::config::{Config, Loaded};
 use crate::search::{DEFAULT_NAME, EVALUATIONS};
-use crate::{extractor, progress, ui};
+use crate::{Ended, extractor, progress, ranks, ui};
 use lcsc_data::Dataset;
-use lcsc_metrics::{Preparation, RealImages, Suite};
+use lcsc_metrics::{Extractor, Preparation, RealImages, Suite};
+use lcsc_search::Team;
 use lcsc_torch::{
-    Device, DeviceChoice, Error, Precision, Result, allow_tf32, catch, cpu_threads, default_threads, set_cpu_threads,
-    write_atomic,
+    Device, DeviceChoice, Error, Group, Precision, Result, allow_tf32, catch, cpu_threads, default_threads,
+    set_cpu_threads, write_atomic,
 };
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
@@ -26,8 +27,12 @@ pub struct Session<'a> {
     pub training_hash: String,
     pub card: Card,
     pub signals: &'a ui::Signals,
+    /// The processes that work on it; rank 0 alone reads and writes its files.
+    pub group: &'a Group,
     suite: OnceCell<Suite>,
-    _lock: RunLock,
+    /// Those of the suite of rank 0, on the others.
+    extractors: OnceCell<Vec<Extractor>>,
+    _lock: Option<RunLock>,
 }
 
 impl<'a> Session<'a> {
@@ -35,17 +40,69 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// Another process works there, the device or the data cannot be had.
-    pub fn open(loaded: Loaded, run: RunFolder, signals: &'a ui::Signals, shared: bool) -> miette::Result<Self> {
+    pub fn open(
+        loaded: Loaded,
+        run: RunFolder,
+        signals: &'a ui::Signals,
+        group: &'a Group,
+        shared: bool,
+    ) -> miette::Result<Self> {
         let Loaded { config, data: info } = loaded;
-        let lock = if shared { run.lock_shared() } else { run.lock() }.into_diagnostic()?;
-        ui::log_to(&run.log()).into_diagnostic()?;
-        let device = machine(config.device, config.threads)?;
+        let lock = || {
+            let lock = if shared { run.lock_shared() } else { run.lock() };
+            lock.and_then(|lock| ui::log_to(&run.log()).map(|()| lock)).map(Some)
+        };
+        let lock = group.all_ok(if group.leads() { lock() } else { Ok(None) }).into_diagnostic()?;
+        let device = machine(config.device, config.threads, group)?;
         allow_tf32(config.precision == Precision::Tf32).into_diagnostic()?;
-        let data = dataset(&config.data, device)?;
+        let data = ranks::all_ok(group, dataset(&config.data, device))?;
         let image = config.image(&info);
         let training_hash = config.training_hash(&data.hash)?;
+        group.same("data or weights files", &training_hash).into_diagnostic()?;
         let card = Card::new(&config, image, &data.hash);
-        Ok(Self { config, run, device, data, image, training_hash, card, signals, suite: OnceCell::new(), _lock: lock })
+        let (suite, extractors) = (OnceCell::new(), OnceCell::new());
+        Ok(Self {
+            config,
+            run,
+            device,
+            data,
+            image,
+            training_hash,
+            card,
+            signals,
+            group,
+            suite,
+            extractors,
+            _lock: lock,
+        })
+    }
+
+    /// Whether a signal asked any rank to stop; all ranks ask at once.
+    pub fn stop(&self) -> Result<bool> {
+        let received = self.group.numbers(self.signals.received())?;
+        Ok(self.signals.hear(received.into_iter().max().unwrap_or(0)))
+    }
+
+    /// Has rank 0 do `work`, a search: the others make and judge the images that it asks them for. On all ranks it ends alike.
+    pub fn led(&self, work: impl FnOnce() -> miette::Result<Ended>) -> miette::Result<Ended> {
+        if self.group.size() == 1 {
+            return work();
+        }
+        let stage = self.config.searched_stage().ok_or_else(|| miette::miette!("the config has no stage to search"))?;
+        let model = self.config.model(stage, self.image);
+        let (group, device) = (self.group, self.device);
+        if group.leads() {
+            let extractors = self.suite()?.extractors().to_vec();
+            let ended = work()?;
+            Team { group, model: &model, extractors, device }.end(ended == Ended::Done).into_diagnostic()?;
+            return Ok(ended);
+        }
+        let team = Team { group, model: &model, extractors: self.extractors()?.iter().collect(), device };
+        let done = catch("the search", || team.serve(&|signal| {
+            self.signals.hear(signal);
+            self.signals.received()
+        }));
+        Ok(if done.into_diagnostic()? { Ended::Done } else { Ended::Stopped })
     }
 
     /// Keeps the resolved config in the run folder. Once the run's search has begun it stays as it is: what was searched
@@ -58,24 +115,50 @@ impl<'a> Session<'a> {
         write_atomic(self.run.config_path(), text.as_bytes())
     }
 
-    /// Feature extractors and reference statistics of the run's data, made ready at the first call.
+    /// Of rank 0: feature extractors and reference statistics of the run's data, made ready at the first call.
     pub fn suite(&self) -> miette::Result<&Suite> {
         if self.suite.get().is_none() {
-            let chw = [1, 2, 3].map(|axis| self.data.images.size()[axis]);
-            let metric = &self.config.metric;
-            let primary = extractor::open(&metric.extractor, chw, self.device).into_diagnostic()?;
+            let primary = self.primary_extractor()?;
             let kept = self.run.path().join("metric");
-            let suite = preparing(&self.data, metric.seed, self.device, Some(&kept), |p| p.suite(primary))?;
+            let seed = self.config.metric.seed;
+            let mut suite = preparing(&self.data, seed, self.device, Some(&kept), |p| p.suite(primary))?;
+            for scorer in [&mut suite.primary, &mut suite.independent, &mut suite.pixels] {
+                scorer.extractor.share(self.group).into_diagnostic()?;
+            }
             let _ = self.suite.set(suite);
         }
         self.suite.get().ok_or_else(|| miette::miette!("the metric is not ready"))
     }
+
+    /// Of the other ranks: the extractors of that suite.
+    fn extractors(&self) -> miette::Result<&[Extractor]> {
+        if self.extractors.get().is_none() {
+            let primary = self.primary_extractor()?;
+            let seed = self.config.metric.seed;
+            let mut extractors = preparing(&self.data, seed, self.device, None, |p| p.untrained(primary))?;
+            extractors.iter_mut().try_for_each(|e| e.share(self.group)).into_diagnostic()?;
+            let _ = self.extractors.set(extractors.into());
+        }
+        Ok(self.extractors.get().map_or(&[], |e| e))
+    }
+
+    /// The extractor that the config names, if it does.
+    fn primary_extractor(&self) -> miette::Result<Option<Extractor>> {
+        let chw = [1, 2, 3].map(|axis| self.data.images.size()[axis]);
+        let opened = extractor::open(&self.config.metric.extractor, chw, self.device);
+        self.group.all_ok(opened).into_diagnostic()
+    }
 }
 
-/// The device, after setting the number of CPU threads.
-pub fn machine(device: DeviceChoice, threads: Option<usize>) -> miette::Result<Device> {
+/// The device of this rank, after setting the number of CPU threads.
+pub fn machine(device: DeviceChoice, threads: Option<usize>, group: &Group) -> miette::Result<Device> {
     set_cpu_threads(threads.unwrap_or_else(default_threads));
-    let found = device.resolve().into_diagnostic()?;
+    let of_rank = if group.size() > 1 { device.of_local_rank(group.local_rank()) } else { device };
+    let found = group.all_ok(of_rank.resolve()).into_diagnostic()?;
+    group.use_device(found).into_diagnostic()?;
+    if group.size() > 1 {
+        tracing::info!("rank {} of {}, together", group.rank(), group.size());
+    }
     match (device, found) {
         (DeviceChoice::Auto, Device::Cpu) => {
             tracing::info!("no CUDA (`lcsc doctor` says why): computing on the CPU, {} thread(s)", cpu_threads());

@@ -2,12 +2,12 @@
 
 use crate::config::Config;
 use crate::session::Session;
-use crate::{during, progress};
+use crate::{Ended, during, progress};
 use indicatif::HumanDuration;
 use lcsc_diffusion::{ObjectiveConfig, SamplerConfig};
 use lcsc_search::When;
 use lcsc_torch::{Context, Error, Result, SafeFile, Weights, bail, catch, load_weights};
-use lcsc_train::{Ended, StageConfig, StageContext, StageRecord, Start, Trainer};
+use lcsc_train::{StageConfig, StageContext, StageRecord, Start, Trainer};
 use lcsc_trajectory::{Manifest, TrainingState, TrajectoryConfig, check_disk};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
@@ -19,13 +19,9 @@ pub fn train(session: &Session) -> miette::Result<Option<Vec<StageRecord>>> {
 }
 
 fn stages(session: &Session) -> Result<Option<Vec<StageRecord>>> {
-    if session.run.imported().exists() {
-        bail!(
-            "{}: its checkpoints were imported, and there is no state to train from: `lcsc search` searches them",
-            session.run.path().display()
-        );
-    }
-    let mut state = TrainingState::load(&session.run)?;
+    let leads = session.group.leads();
+    session.group.all_ok(if leads { refuse_imported(session) } else { Ok(()) })?;
+    let mut state = TrainingState::load_shared(&session.run, session.group)?;
     let mut finished = match &state {
         None => Vec::new(),
         Some(state) => Trainer::position(state, &session.training_hash)?,
@@ -37,8 +33,8 @@ fn stages(session: &Session) -> Result<Option<Vec<StageRecord>>> {
         Some(_) => state = None,
         None => {}
     }
-    session.write_config()?;
-    check_space(session)?;
+    let prepare = || session.write_config().and_then(|()| check_space(session));
+    session.group.all_ok(if leads { prepare() } else { Ok(()) })?;
     for stage in &stages[finished.len()..] {
         match train_stage(session, stage, &finished, state.take())? {
             Some(record) => finished.push(record),
@@ -46,6 +42,16 @@ fn stages(session: &Session) -> Result<Option<Vec<StageRecord>>> {
         }
     }
     Ok(Some(finished))
+}
+
+fn refuse_imported(session: &Session) -> Result<()> {
+    if session.run.imported().exists() {
+        bail!(
+            "{}: its checkpoints were imported, and there is no state to train from: `lcsc search` searches them",
+            session.run.path().display()
+        );
+    }
+    Ok(())
 }
 
 /// Whether nothing of the stages is left to train.
@@ -65,7 +71,7 @@ fn train_stage(
     let teacher_model = session.config.teacher(stage, session.image);
     let teacher = match &stage.teacher {
         None => None,
-        Some(source) => Some((&teacher_model, weights(session, source, &teacher_model)?)),
+        Some(source) => Some((&teacher_model, shared_weights(session, Some(source), &teacher_model)?)),
     };
     let sampler = sampler(&session.config, stage);
     let card = serde_json::to_value(&session.card).map_err(|e| Error::msg(format!("metadata: {e}")))?;
@@ -79,6 +85,8 @@ fn train_stage(
         seed: session.config.seed,
         sampler: &sampler,
         device: session.device,
+        group: session.group,
+        gradients: session.config.distributed.gradients,
         config_hash: &session.training_hash,
         card: &card,
         finished: finished.to_vec(),
@@ -87,8 +95,7 @@ fn train_stage(
     let mut trainer = match state {
         Some(state) => Trainer::resume(context, &state)?,
         None => {
-            let fresh = || model.layout.init(session.config.seed, session.device);
-            let start = stage.start.as_ref().map_or_else(fresh, |source| weights(session, source, &model))?;
+            let start = shared_weights(session, stage.start.as_ref(), &model)?;
             Trainer::new(context, start)?
         }
     };
@@ -100,23 +107,24 @@ fn train_stage(
         When::During if searched => session.config.search.during.every_nimg,
         When::During | When::After | When::Off => end,
     };
-    if every < end {
+    if every < end && session.group.leads() {
         during::cut(session, trainer.nimg())?;
     }
     while trainer.nimg() < end {
         // Also after a resume: the state is saved before the search that is due then.
         if every < end && during::is_due(session, trainer.nimg(), stage.batch) {
             trainer.save()?;
-            if !during::search(session, trainer.nimg())? {
+            let search = || during::search(session, trainer.nimg()).into_diagnostic();
+            if session.led(search).map_err(|e| Error::msg(e.to_string()))? == Ended::Stopped {
                 return Ok(None);
             }
         }
         let next = (trainer.nimg() / every + 1) * every;
         let bar = progress::bar(&stage.name, end, "images");
         progress::jump(&bar, trainer.nimg());
-        let ended = trainer.train_until(next, &|| session.signals.stop(), &bar)?;
+        let ended = trainer.train_until(next, &|| session.stop(), &bar)?;
         drop(bar);
-        if ended == Ended::Stopped {
+        if ended == lcsc_train::Ended::Stopped {
             return Ok(None);
         }
     }
@@ -137,6 +145,14 @@ fn sampler(config: &Config, stage: &StageConfig) -> SamplerConfig {
             SamplerConfig::Consistency(Default::default())
         }
     }
+}
+
+/// Weights that rank 0 reads, or fresh ones, on all ranks.
+fn shared_weights(session: &Session, source: Option<&Start>, model: &lcsc_diffusion::Model) -> Result<Weights> {
+    Weights::shared(session.group, &model.layout, session.device, || match source {
+        Some(source) => weights(session, source, model),
+        None => model.layout.init(session.config.seed, session.device),
+    })
 }
 
 /// The end of an earlier stage, or a file.

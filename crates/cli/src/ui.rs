@@ -124,7 +124,18 @@ impl Signals {
 
     /// Whether a signal asked to stop.
     pub fn stop(&self) -> bool {
-        self.received.load(Ordering::Relaxed) != 0
+        self.received() != 0
+    }
+
+    /// The number of the signal that asked to stop, or 0.
+    pub fn received(&self) -> i64 {
+        self.received.load(Ordering::Relaxed) as i64
+    }
+
+    /// Takes note of a signal that another process got, or 0: whether one asked to stop.
+    pub fn hear(&self, signal: i64) -> bool {
+        self.received.fetch_max(signal as usize, Ordering::Relaxed);
+        self.stop()
     }
 
     /// 128 + the signal's number, as shells report it.

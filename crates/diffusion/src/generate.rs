@@ -5,6 +5,7 @@ use crate::sampler::SamplerConfig;
 use crate::solver::{Samples, Solver, State};
 use lcsc_torch::{Device, Kind, Result, Stream, Tensor, derive_seed, latents};
 use lcsc_unet::ImageShape;
+use serde::{Deserialize, Serialize};
 
 /// Which images: `first..first+n` of a latent stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Draw {
 }
 
 /// Which images to sample: the first `n` of a latent stream, `chunk` at once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatentSet {
     /// Seed of the latents.
     pub seed: u64,
@@ -33,6 +34,12 @@ pub struct LatentSet {
 }
 
 impl LatentSet {
+    /// The same images in chunks so small that each of `ranks` has some.
+    #[must_use]
+    pub fn among(self, ranks: usize) -> Self {
+        Self { chunk: self.chunk.min(self.n.div_ceil(ranks as u64)).max(1), ..self }
+    }
+
     /// The chunks.
     pub fn draws(&self) -> Vec<Draw> {
         let Self { seed, stream, n, chunk } = *self;

@@ -115,8 +115,15 @@ impl<'a> Evaluation<'a> {
     /// # Errors
     /// Another type or shape than the extractor takes, features that are not finite, or more images than announced.
     pub fn add(&mut self, images: &Tensor) -> Result<()> {
-        let features = self.scorer.extractor.features(images)?;
-        if !is_finite(&features) {
+        self.add_features(&self.scorer.extractor.features(images)?)
+    }
+
+    /// Adds features `[B,D]` of images, as the scorer's extractor gives them.
+    ///
+    /// # Errors
+    /// They are not finite, or of more images than announced.
+    pub fn add_features(&mut self, features: &Tensor) -> Result<()> {
+        if !is_finite(features) {
             bail!("{} gives features that are not finite", self.scorer.extractor.convention());
         }
         let (first, b) = (self.seen, features.size()[0]);
@@ -126,13 +133,13 @@ impl<'a> Evaluation<'a> {
         }
         match &mut self.moments {
             Moments::Features(all) => all.push(features.shallow_clone()),
-            Moments::Stats(stats) => stats.add(&features)?,
+            Moments::Stats(stats) => stats.add(features)?,
         }
         if let Some(kid) = &mut self.kid {
-            kid.add(&features)?;
+            kid.add(features)?;
         }
         if let Some(parts) = &mut self.parts
-            && let Some(probabilities) = self.scorer.extractor.probabilities(&features)?
+            && let Some(probabilities) = self.scorer.extractor.probabilities(features)?
         {
             parts.add(&probabilities)?;
         }

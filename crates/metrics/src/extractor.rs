@@ -3,7 +3,7 @@
 use crate::featurenet::FeatureNet;
 use crate::inception::Inception;
 use crate::torchscript::TorchScript;
-use lcsc_torch::{Device, Kind, Result, Tensor, bail, to_float};
+use lcsc_torch::{Device, Group, Kind, Result, Tensor, bail, to_float};
 
 /// Images that go through a small network at once.
 const CHUNK: i64 = 250;
@@ -65,6 +65,17 @@ impl Extractor {
             Self::TorchScript(module) => module.forward(x)?,
             Self::Pixels(pixels) => pixels.forward(x),
         })
+    }
+
+    /// Takes over what rank 0 has trained; extractors that are read from files have to be the same on all ranks.
+    ///
+    /// # Errors
+    /// They are not. Another rank is gone.
+    pub fn share(&mut self, group: &Group) -> Result<()> {
+        if let Self::Classifier(net) | Self::RandomConvolutions(net) = self {
+            net.share(group)?;
+        }
+        group.same("feature extractors", &self.convention())
     }
 
     /// Whether it tells classes apart, so that images have an Inception Score.

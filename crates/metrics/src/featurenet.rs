@@ -1,6 +1,6 @@
 //! The small convolution networks behind learnt and random features.
 
-use lcsc_torch::{Device, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, Weights, bail};
+use lcsc_torch::{Device, Group, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, Weights, bail};
 
 /// D, the number of features of every network here.
 const FEATURES: i64 = 64;
@@ -132,6 +132,16 @@ impl FeatureNet {
         let layout = b.finish();
         let weights = layout.init(seed, device)?;
         Ok(FeatureNet { variant, convs, features, head, layout, weights, convention, chw, scale: 1.0 })
+    }
+
+    /// Takes over weights, scale and convention of rank 0.
+    pub(crate) fn share(&mut self, group: &Group) -> Result<()> {
+        group.broadcast(&self.weights.theta)?;
+        let scale = Tensor::from(self.scale);
+        group.broadcast(&scale)?;
+        self.scale = scale.f_double_value(&[])?;
+        self.convention = group.told(&self.convention)?;
+        Ok(())
     }
 
     /// Unscaled features [B,64] of images f32 [B,C,H,W] in [−1,1].

@@ -51,17 +51,44 @@ impl Preparation<'_> {
         })
     }
 
+    /// The extractors of that suite, in the order of [`Suite::extractors`], before [`Extractor::share`] gives them what rank 0
+    /// has trained.
+    ///
+    /// # Errors
+    /// Those of [`Self::suite`].
+    pub fn untrained(&self, primary: Option<Extractor>) -> Result<Vec<Extractor>> {
+        let network = |variant| -> Result<Extractor> { Ok(self.of_kind(self.initial(variant)?)) };
+        Ok(vec![
+            primary.map_or_else(|| network(Variant::Primary), Ok)?,
+            network(Variant::Independent)?,
+            Extractor::Pixels(Pixels::new(self.real.checked()?, self.device)),
+        ])
+    }
+
+    fn network_seed(&self, variant: Variant) -> u64 {
+        derive_seed(self.seed, Stream::Features, variant as u64)
+    }
+
+    /// A network at its initial weights.
+    fn initial(&self, variant: Variant) -> Result<FeatureNet> {
+        let chw = self.real.checked()?;
+        let kind = if self.real.has_classes() { "classifier" } else { "random-convolutions" };
+        let name = format!("{kind}-{}", variant.letter());
+        let classes = self.real.has_classes().then_some(self.real.classes);
+        FeatureNet::new(variant, chw, classes, self.network_seed(variant), name, self.device)
+    }
+
+    fn of_kind(&self, net: FeatureNet) -> Extractor {
+        if self.real.has_classes() { Extractor::Classifier(net) } else { Extractor::RandomConvolutions(net) }
+    }
+
     /// A classifier where the images have labels, else random convolutions.
     ///
     /// # Errors
     /// libtorch failed.
     fn network(&self, variant: Variant) -> Result<Extractor> {
-        let chw = self.real.checked()?;
-        let seed = derive_seed(self.seed, Stream::Features, variant as u64);
-        let kind = if self.real.has_classes() { "classifier" } else { "random-convolutions" };
-        let name = format!("{kind}-{}", variant.letter());
-        let classes = self.real.has_classes().then_some(self.real.classes);
-        let mut net = FeatureNet::new(variant, chw, classes, seed, name.clone(), self.device)?;
+        let mut net = self.initial(variant)?;
+        let (name, seed) = (net.convention.clone(), self.network_seed(variant));
         let labels = self.real.labels.filter(|_| self.real.has_classes());
         if let Some(labels) = labels {
             let (file, key) =
@@ -77,7 +104,7 @@ impl Preparation<'_> {
         let weights = fingerprint(&[("theta".into(), net.weights.theta.shallow_clone())])?;
         net.convention =
             format!("{name} 64-d seed {} data {} weights {}", self.seed, self.short_hash(8), &weights[..8]);
-        Ok(if labels.is_some() { Extractor::Classifier(net) } else { Extractor::RandomConvolutions(net) })
+        Ok(self.of_kind(net))
     }
 
     /// The extractor with statistics and features of the real images, which are kept unscaled.

@@ -23,7 +23,7 @@ pub struct Run<'a> {
     /// Who this is, where several processes share the search.
     pub worker: Option<Worker>,
     /// Whether to stop, with all scores so far in the log; asked before each score.
-    pub stop: &'a dyn Fn() -> bool,
+    pub stop: &'a dyn Fn() -> Result<bool>,
     /// Told of each score.
     pub progress: &'a mut dyn FnMut(&Progress),
 }

@@ -3,13 +3,13 @@
 use crate::candidate::Model;
 use crate::coefficients::Coefficients;
 use crate::config::SearchConfig;
-use crate::gradient::Objective;
 use crate::methods::step_images;
 use crate::score::{Fitness, Latents, ReportScores, Scores};
+use crate::team::Team;
 use crate::tuning::Tuning;
-use lcsc_diffusion::{Denoiser, Draw, LatentSet, SamplerConfig, generate};
-use lcsc_metrics::{Evaluation, FeatureStats, Metrics, Scorer, Suite};
-use lcsc_torch::{Device, Error, Result, Stream, Tensor, Weights, bail, derive_seed, to_u8};
+use lcsc_diffusion::{LatentSet, SamplerConfig};
+use lcsc_metrics::{Evaluation, FeatureStats, Metrics, Suite};
+use lcsc_torch::{Device, Error, Group, Result, Stream, Tensor, Weights, bail, derive_seed};
 use lcsc_trajectory::{Partition, Window};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,6 +34,8 @@ pub struct Setting<'a> {
     pub seed: u64,
     /// Where to sample.
     pub device: Device,
+    /// The ranks that sample; this is rank 0.
+    pub group: &'a Group,
 }
 
 /// Merges, samples and measures.
@@ -102,20 +104,40 @@ impl<'a> SampledFitness<'a> {
         LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.setting.config.chunk }
     }
 
-    fn objective(&self) -> Objective<'a> {
-        let Setting { model, suite, sampler, device, .. } = self.setting;
-        Objective { model, sampler, scorer: &suite.primary, device }
+    /// Who samples.
+    pub fn team(&self) -> Team<'a> {
+        let Setting { group, model, suite, device, .. } = self.setting;
+        Team { group, model, extractors: suite.extractors().to_vec(), device }
     }
 
-    fn report(&self, net: &Denoiser, latents: LatentSet) -> Result<Scores> {
+    /// The Fréchet distance of N images to the real ones; +∞ once a pixel is not finite.
+    fn distance(&self, weights: &Weights, latents: LatentSet) -> Result<f64> {
+        let mut evaluation = Evaluation::new(&self.setting.suite.primary, latents.n, Metrics::default())?;
+        let add = |features: &[Tensor]| evaluation.add_features(&features[0]);
+        match self.team().features(weights, self.setting.sampler, latents, &[0], add)? {
+            true => Ok(evaluation.finish()?.fd),
+            false => Ok(f64::INFINITY),
+        }
+    }
+
+    fn value_and_gradient(&self, weights: &Weights, latents: LatentSet) -> Result<(f64, Tensor)> {
+        self.team().gradient(weights, self.setting.sampler, latents, &self.setting.suite.primary.reference)
+    }
+
+    fn report(&self, weights: &Weights, latents: LatentSet) -> Result<Scores> {
         let Suite { primary, independent, pixels } = self.setting.suite;
         let scorers = [primary, independent, pixels];
-        let Some(features) = sampled_features(net, self.setting.sampler, &scorers, latents, self.setting.device)?
-        else {
+        let mut features = [const { Vec::new() }; 3];
+        let add = |found: &[Tensor]| {
+            features.iter_mut().zip(found).for_each(|(all, found)| all.push(found.shallow_clone()));
+            Ok(())
+        };
+        if !self.team().features(weights, self.setting.sampler, latents, &[0, 1, 2], add)? {
             let infinite = f64::INFINITY;
             let report = ReportScores { fd_independent: infinite, fd_pixel: infinite, ..ReportScores::default() };
             return Ok(Scores { fd: infinite, report: Some(report) });
-        };
+        }
+        let features = features.iter().map(|f| Ok(Tensor::f_cat(f, 0)?)).collect::<Result<Vec<_>>>()?;
         let distance = |i: usize| scorers[i].reference.distance(&FeatureStats::of(&features[i])?);
         let neighbours = independent.precision_recall(&features[1])?;
         let report = ReportScores {
@@ -152,19 +174,17 @@ impl Fitness for SampledFitness<'_> {
 
     fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
         let weights = self.weights(model)?;
-        let net = self.setting.model.bind(&weights)?;
         let SearchConfig { images, selection_images, report_images, chunk, .. } = *self.setting.config;
         let fixed = |stream, n| {
             let latents = LatentSet { seed: self.setting.seed, stream, n, chunk };
-            let Setting { sampler, suite, device, .. } = self.setting;
-            Ok(Scores::of(sampled_distance(&net, sampler, &suite.primary, latents, device)?))
+            Ok(Scores::of(self.distance(&weights, latents)?))
         };
         match latents {
             Latents::Search => fixed(Stream::SearchLatents, images),
             Latents::Selection => fixed(Stream::SelectionLatents, selection_images),
             Latents::Report(index) => {
                 let seed = derive_seed(self.setting.seed, Stream::ReportLatents, index);
-                self.report(&net, LatentSet { seed, stream: Stream::ReportLatents, n: report_images, chunk })
+                self.report(&weights, LatentSet { seed, stream: Stream::ReportLatents, n: report_images, chunk })
             }
         }
     }
@@ -172,7 +192,7 @@ impl Fitness for SampledFitness<'_> {
     fn gradient(&mut self, alpha: &Coefficients, step: u64) -> Result<(f64, Vec<Vec<f64>>)> {
         let latents = self.step_latents(step, self.setting.config.gradient.images);
         let weights = self.setting.models.weights(&Model::Coefficients(alpha.clone()))?;
-        let (fd, theta_bar) = self.objective().value_and_gradient(&weights, latents)?;
+        let (fd, theta_bar) = self.value_and_gradient(&weights, latents)?;
         let Models { window, partition, .. } = self.setting.models;
         let by_group = window.project(partition, &theta_bar)?;
         // Coefficients that all groups share have the sum of their derivatives.
@@ -188,9 +208,9 @@ impl Fitness for SampledFitness<'_> {
 
     fn tune(&mut self, step: u64, lr: f64) -> Result<f64> {
         let latents = self.step_latents(step, self.setting.config.finetune.images);
-        let objective = self.objective();
-        let tuning = self.tuning.as_mut().ok_or_else(|| Error::msg("fine-tuning was not begun"))?;
-        let (fd, theta_bar) = objective.value_and_gradient(&tuning.weights, latents)?;
+        let tuning = self.tuning.take().ok_or_else(|| Error::msg("fine-tuning was not begun"))?;
+        let (fd, theta_bar) = self.value_and_gradient(&tuning.weights, latents)?;
+        let tuning = self.tuning.insert(tuning);
         tuning.step(step, fd.is_finite().then_some(theta_bar), lr)?;
         Ok(fd)
     }
@@ -198,47 +218,4 @@ impl Fitness for SampledFitness<'_> {
     fn end_tuning(&mut self) -> Result<()> {
         self.tuning.as_mut().map_or(Ok(()), Tuning::save)
     }
-}
-
-/// The Fréchet distance of N images to the scorer's reference; +∞ once a pixel is not finite.
-fn sampled_distance(
-    net: &Denoiser,
-    sampler: &SamplerConfig,
-    scorer: &Scorer,
-    latents: LatentSet,
-    device: Device,
-) -> Result<f64> {
-    let mut evaluation = Evaluation::new(scorer, latents.n, Metrics::default())?;
-    for draw in latents.draws() {
-        match finite_images(net, sampler, draw, device)? {
-            Some(images) => evaluation.add(&images)?,
-            None => return Ok(f64::INFINITY),
-        }
-    }
-    Ok(evaluation.finish()?.fd)
-}
-
-/// The features f32 [N,D] of one and the same N images by each scorer's extractor; none once a pixel is not finite.
-fn sampled_features(
-    net: &Denoiser,
-    sampler: &SamplerConfig,
-    scorers: &[&Scorer],
-    latents: LatentSet,
-    device: Device,
-) -> Result<Option<Vec<Tensor>>> {
-    let mut features: Vec<Vec<Tensor>> = scorers.iter().map(|_| Vec::new()).collect();
-    for draw in latents.draws() {
-        let Some(images) = finite_images(net, sampler, draw, device)? else { return Ok(None) };
-        for (scorer, features) in scorers.iter().zip(&mut features) {
-            features.push(scorer.extractor.features(&images)?);
-        }
-    }
-    Ok(Some(features.iter().map(|f| Ok(Tensor::f_cat(f, 0)?)).collect::<Result<_>>()?))
-}
-
-/// Images u8 [n,C,H,W]; none where a pixel is not finite.
-fn finite_images(net: &Denoiser, sampler: &SamplerConfig, draw: Draw, device: Device) -> Result<Option<Tensor>> {
-    let Draw { seed, stream, first, n } = draw;
-    let images = generate(net, sampler, seed, stream, first, n, device)?.images;
-    Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
 }

@@ -34,7 +34,6 @@ mod coefficients;
 mod config;
 mod driver;
 mod fitness;
-mod gradient;
 mod groups;
 mod log;
 mod methods;
@@ -42,6 +41,7 @@ mod outcome;
 mod phase;
 mod score;
 mod session;
+mod team;
 mod tuning;
 mod worker;
 
@@ -57,6 +57,7 @@ pub use methods::{
     AdamSteps, Beginning, CmaEs, CmaEsConfig, CmaSearch, Evolution, EvolutionConfig, FinetuneConfig, Gradient,
     GradientConfig, Member, Method, MethodName, Objective, OnePlusOne, OnePlusOneConfig, step_images,
 };
+pub use team::{Team, features_in_turn};
 pub use outcome::{Label, Outcome, Row};
 pub use phase::Phase;
 pub use score::{Fitness, Latents, ReportScores, Scores};

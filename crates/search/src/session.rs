@@ -63,7 +63,7 @@ pub(crate) struct Session<'a> {
     pub(crate) fitness: &'a mut dyn Fitness,
     /// Network evaluations an image.
     pub(crate) nfe: usize,
-    pub(crate) stop: &'a dyn Fn() -> bool,
+    pub(crate) stop: &'a dyn Fn() -> Result<bool>,
     pub(crate) progress: &'a mut dyn FnMut(&Progress),
     pub(crate) part: Part,
 }
@@ -157,7 +157,7 @@ impl Session<'_> {
     }
 
     fn wait(&self) -> Step<()> {
-        if (self.stop)() {
+        if (self.stop)()? {
             return Err(Halt::Stopped);
         }
         sleep(PAUSE);
@@ -166,7 +166,7 @@ impl Session<'_> {
 
     /// Scores candidates and logs each score at once; `fraction` of the budget was used up before.
     fn evaluate_all(&mut self, phase: Phase, jobs: Vec<Candidate>, fraction: f64) -> Step<()> {
-        if (self.stop)() {
+        if (self.stop)()? {
             return Err(Halt::Stopped);
         }
         let started = Instant::now();
@@ -175,7 +175,7 @@ impl Session<'_> {
         }
         let merging = started.elapsed().as_secs_f64() / jobs.len() as f64;
         for candidate in jobs {
-            if (self.stop)() {
+            if (self.stop)()? {
                 return Err(Halt::Stopped);
             }
             let started = Instant::now();

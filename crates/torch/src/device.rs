@@ -150,6 +150,22 @@ impl JsonSchema for DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// The device of one of several processes on a machine: `cuda:N` is that of its first, `auto` and `cuda` begin at 0. Where a
+    /// process is shown a single GPU, it is that one.
+    #[must_use]
+    pub fn of_local_rank(self, local_rank: usize) -> Self {
+        let first = match self {
+            Self::Cpu => return self,
+            Self::Auto => 0,
+            Self::Cuda(n) => n,
+        };
+        match open_cuda() {
+            CudaStatus::Available { devices: 1, .. } => Self::Cuda(0),
+            CudaStatus::Available { .. } => Self::Cuda(first + local_rank),
+            CudaStatus::NoDevice { .. } | CudaStatus::NotLoaded { .. } => self,
+        }
+    }
+
     /// The device itself.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ struct Joined {
 pub enum Failure {
     /// By its own error.
     Own,
-    /// Since another rank ended: what is known of that.
+    /// Since another rank ended, or by an error that rank 0 tells: what is known of that.
     OfAnother(String),
 }
 
@@ -156,6 +156,14 @@ impl Group {
         Ok(self.gather(&Tensor::f_from_slice(&[own])?)?.f_flatten(0, -1)?.try_into()?)
     }
 
+    /// The sums of the bits of f32 values, by rank: what tells whether all ranks hold the same.
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn sums_of_bits(&self, values: &Tensor) -> Result<Vec<i64>> {
+        self.numbers(values.f_detach()?.f_view_dtype(Kind::Int)?.f_sum(Kind::Int64)?.f_int64_value(&[])?)
+    }
+
     /// The texts of all ranks, by rank.
     ///
     /// # Errors
@@ -177,13 +185,24 @@ impl Group {
     /// # Errors
     /// Another rank is gone.
     pub fn told(&self, own: &str) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.sent(own.as_bytes().to_vec())?).into_owned())
+    }
+
+    /// The bytes of rank 0, as [`Self::told`].
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn sent(&self, mut own: Vec<u8>) -> Result<Vec<u8>> {
         let length = Tensor::f_from_slice(&[own.len() as i64])?;
         self.broadcast(&length)?;
-        let mut bytes = own.as_bytes().to_vec();
-        bytes.resize(length.f_int64_value(&[0])? as usize, 0);
-        let bytes = Tensor::f_from_slice(&bytes)?;
+        own.resize(length.f_int64_value(&[0])? as usize, 0);
+        if self.joined.is_none() || own.is_empty() {
+            return Ok(own);
+        }
+        let bytes = Tensor::f_from_slice(&own)?;
+        drop(own);
         self.broadcast(&bytes)?;
-        Ok(String::from_utf8_lossy(&Vec::<u8>::try_from(bytes)?).into_owned())
+        Ok(bytes.try_into()?)
     }
 
     /// Makes sure that all ranks have the same text of something.
@@ -268,10 +287,22 @@ impl Group {
             drop((host, gpu));
             // They read the reason from the store, which may be in this process.
             if ranks.serves() {
-                let all_know = || others().all(|rank| store.has(&key("lost", rank)).unwrap_or(true));
-                wait_until(LAST_WORDS, all_know);
+                let knows = |rank| Ok::<_, Error>(store.has(&key("lost", rank))? || store.has(&key("failed", rank))?);
+                wait_until(LAST_WORDS, || others().all(|rank| knows(rank).unwrap_or(true)));
             }
-            return Failure::Own;
+            if ranks.rank == 0 {
+                return Failure::Own;
+            }
+            // What all ranks find, rank 0 alone tells.
+            let mut of_0 = None;
+            wait_until(LAST_WORDS, || {
+                of_0 = store.get(&key("failed", 0)).ok().flatten();
+                of_0.is_some() || store.has(&key("lost", 0)).unwrap_or(true)
+            });
+            return match of_0 {
+                Some(text) if text.ends_with(message) => Failure::OfAnother("rank 0 tells why".into()),
+                Some(_) | None => Failure::Own,
+            };
         }
         let _ = store.set(&key("lost", ranks.rank), "");
         let mut reason = None;

@@ -5,9 +5,10 @@ use crate::error::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use tch::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// What a random draw is for. Draws of different streams are independent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u64)]
 pub enum Stream {
     /// Initial weights.

@@ -1,6 +1,7 @@
 //! Weights in memory and in safetensors files: strict both ways, written atomically.
 
 use crate::error::{Context, Error, Result};
+use crate::group::Group;
 use crate::layout::{ParamLayout, TensorSpec};
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
 use schemars::JsonSchema;
@@ -25,6 +26,22 @@ impl Weights {
     /// The same buffers beside another flat vector.
     pub fn with_theta(&self, theta: Tensor) -> Weights {
         Weights { theta, buffers: self.buffers.iter().map(Tensor::shallow_clone).collect() }
+    }
+
+    /// What rank 0 makes or reads, on all ranks.
+    ///
+    /// # Errors
+    /// Those of `make`, on all ranks; the device has no room; another rank is gone.
+    pub fn shared(
+        group: &Group,
+        layout: &ParamLayout,
+        device: Device,
+        make: impl FnOnce() -> Result<Weights>,
+    ) -> Result<Weights> {
+        let weights = group.all_ok(if group.leads() { make() } else { layout.init(0, device) })?;
+        group.broadcast(&weights.theta)?;
+        weights.buffers.iter().try_for_each(|buffer| group.broadcast(buffer))?;
+        Ok(weights)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::log::SHEET;
 use lcsc_diffusion::{ObjectiveConfig, Span};
-use lcsc_torch::{Invalid, OptimizerConfig};
+use lcsc_torch::{Invalid, Kind, OptimizerConfig};
 use lcsc_trajectory::{EmaConfig, TrajectoryConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,34 @@ pub struct StageConfig {
     /// a quarter of a minute at least and five minutes at most. It is saved at the end and on a signal, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_minutes: Option<f64>,
+}
+
+/// How several processes train together.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistributedConfig {
+    /// The type in which gradients travel between processes; each sums its own in f32 before, and the optimizer gets f32.
+    pub gradients: GradientDtype,
+}
+
+/// The type in which gradients travel between processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientDtype {
+    /// Exact.
+    #[default]
+    F32,
+    /// Half the bytes; sums are rounded to 8 bits of mantissa.
+    Bf16,
+}
+
+impl GradientDtype {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
 }
 
 /// What saving states may write, on average.

@@ -8,8 +8,8 @@
 //! use indicatif::ProgressBar;
 //! use lcsc_data::{DataConfig, Dataset};
 //! use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
-//! use lcsc_torch::{Device, Precision};
-//! use lcsc_train::{Ended, StageConfig, StageContext, Trainer};
+//! use lcsc_torch::{Device, Group, Precision};
+//! use lcsc_train::{Ended, GradientDtype, StageConfig, StageContext, Trainer};
 //! use lcsc_trajectory::{Manifest, RunFolder};
 //! use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,10 +25,10 @@
 //! let (run, device, weights) = (RunFolder::create(path)?, Device::Cpu, model.layout.init(0, Device::Cpu)?);
 //! let context = StageContext {
 //!     run: &run, stage: &stage, nimg_before: 0, model: &model, teacher: None, data: &data, seed: 0, device,
-//!     sampler: &SamplerConfig::default(),
+//!     group: &Group::alone(), gradients: GradientDtype::F32, sampler: &SamplerConfig::default(),
 //!     config_hash: "", card: &serde_json::json!({}), finished: Vec::new(),
 //! };
-//! let ended = Trainer::new(context, weights)?.train_until(64, &|| false, &ProgressBar::hidden())?;
+//! let ended = Trainer::new(context, weights)?.train_until(64, &|| Ok(false), &ProgressBar::hidden())?;
 //! assert_eq!((ended, Manifest::read(&run)?.len()), (Ended::Reached, 2));
 //! # Ok(())
 //! # }
@@ -42,7 +42,7 @@ mod loss_scale;
 mod state;
 mod trainer;
 
-pub use config::{NonFinite, StageConfig, Start};
+pub use config::{DistributedConfig, GradientDtype, NonFinite, StageConfig, Start};
 pub use log::{image_batch, report_error};
 pub use state::{StageRecord, Tick};
 pub use trainer::{Ended, StageContext, Trainer};

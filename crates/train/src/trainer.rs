@@ -1,6 +1,6 @@
 //! The training loop of one stage.
 
-use crate::config::{NonFinite, StageConfig};
+use crate::config::{GradientDtype, NonFinite, StageConfig};
 use crate::ema::{EmaTrack, follow};
 use crate::judge::{Judge, Outcome};
 use crate::log::{Log, SHEET};
@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use lcsc_data::{Dataset, Sampler};
 use lcsc_diffusion::{Conditioning, Model, Networks, Objective, Quartiles, Round, SamplerConfig, generate, one_hot};
 use lcsc_torch::{
-    Device, Error, Kind, Optimizer, Precision, Result, StorageDtype, Stream, Tensor, Weights, bail, cpu_threads,
+    Device, Error, Group, Kind, Optimizer, Precision, Result, StorageDtype, Stream, Tensor, Weights, bail, cpu_threads,
     device_memory, host_memory, to_u8,
 };
 use lcsc_trajectory::{Checkpoint, Manifest, RunFolder, TrainingState, Writer};
@@ -21,7 +21,7 @@ const MOST_SKIPPED: u64 = 100;
 
 /// Everything about a stage that does not change while it trains.
 pub struct StageContext<'a> {
-    /// The run's folder, locked by the caller.
+    /// The run's folder, locked by the caller; rank 0 alone reads and writes it.
     pub run: &'a RunFolder,
     /// The stage.
     pub stage: &'a StageConfig,
@@ -39,6 +39,10 @@ pub struct StageContext<'a> {
     pub sampler: &'a SamplerConfig,
     /// Where to train.
     pub device: Device,
+    /// The processes that train together, each with all that this holds and its share of every batch.
+    pub group: &'a Group,
+    /// The type in which gradients travel between them.
+    pub gradients: GradientDtype,
     /// Hash of all settings that training depends on: a state of another hash is refused.
     pub config_hash: &'a str,
     /// What weights files tell about themselves; `checkpoint` is added to it.
@@ -68,8 +72,8 @@ pub struct Trainer<'a> {
     ema: Vec<EmaTrack>,
     sampler: Sampler,
     quartiles: Quartiles,
-    writer: Writer,
-    log: Log,
+    /// What rank 0 writes.
+    records: Option<Records>,
     progress: Progress,
     /// Images of the stage up to which `progress` knows what the steps came to.
     settled: u64,
@@ -78,6 +82,12 @@ pub struct Trainer<'a> {
     state_pause: f64,
     tick_began: Instant,
     state_saved: Instant,
+}
+
+/// Where a stage in training is written down.
+struct Records {
+    writer: Writer,
+    log: Log,
 }
 
 impl<'a> Trainer<'a> {
@@ -145,9 +155,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn build(context: StageContext<'a>, weights: Weights, progress: Progress) -> Result<Self> {
-        // Steps that the saved state does not know are trained, logged, and listed again.
-        let (stage, reached) = (context.stage, context.nimg_before + progress.nimg);
-        Manifest::cut(context.run, reached)?;
+        let stage = context.stage;
+        let records = context.group.all_ok(Records::open(&context, context.nimg_before + progress.nimg))?;
         if let Some((_, teacher)) = &context.teacher
             && teacher.theta.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0
         {
@@ -163,8 +172,7 @@ impl<'a> Trainer<'a> {
             ema: stage.ema.iter().map(|c| EmaTrack::new(c, &weights.theta)).collect::<Result<_>>()?,
             sampler: Sampler::new(context.data.images.size()[0] as usize, context.seed),
             quartiles: Quartiles::new(&stage.objective, &context.model.preconditioning, context.device)?,
-            writer: Writer::start(context.run)?,
-            log: Log::open(context.run, &stage.name, reached)?,
+            records,
             settled: progress.nimg,
             samples_every: stage.samples_every(context.sampler.nfe()),
             state_pause: stage.state_pause(vectors as u64 * 4 * context.model.layout.numel() as u64),
@@ -177,16 +185,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// Trains until the stage has seen `nimg` images, or its end; `bar` counts them. The caller's `stop` is asked before
-    /// each step. At the end of the stage all tracks are saved, and the state.
+    /// each step, and must say the same on all ranks. At the end of the stage all tracks are saved, and the state.
     ///
     /// # Errors
-    /// A non-finite loss or gradient under `stop` (the state of the last good step is saved first), a full disk, or no
-    /// room on the device.
-    pub fn train_until(&mut self, nimg: u64, stop: &dyn Fn() -> bool, bar: &ProgressBar) -> Result<Ended> {
+    /// A non-finite loss or gradient under `stop` (the state of the last good step is saved first), a full disk, no room on
+    /// the device, or another rank is gone.
+    pub fn train_until(&mut self, nimg: u64, stop: &dyn Fn() -> Result<bool>, bar: &ProgressBar) -> Result<Ended> {
         let stage = self.context.stage;
         let end = stage.images();
         while self.progress.nimg < nimg.min(end) {
-            if stop() {
+            if self.or_save(stop())? {
                 self.save()?;
                 return Ok(Ended::Stopped);
             }
@@ -224,7 +232,8 @@ impl<'a> Trainer<'a> {
 
     /// One step, after `before` images: gradient, optimizer, averages. On a GPU it is queued and not waited for.
     fn step(&mut self, before: u64, lr: f64) -> Result<()> {
-        let Gradient { loss, by_sigma, mut grad } = self.gradient().or_else(|e| self.save().and(Err(e)))?;
+        let gradient = self.gradient();
+        let Gradient { loss, by_sigma, mut grad } = self.or_save(gradient)?;
         let verdict = self.judge.judge(&loss, &by_sigma, &mut grad)?;
         self.optimizer.step(&mut self.weights.theta, grad, lr, &verdict)?;
         let (stage, taken) = (self.context.stage, verdict.taken());
@@ -236,6 +245,11 @@ impl<'a> Trainer<'a> {
             follow(target, &self.weights.theta, mu, &taken)?;
         }
         Ok(())
+    }
+
+    /// Where something failed between two steps, the state after the last one is saved.
+    fn or_save<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        outcome.or_else(|e| self.save().and(Err(e)))
     }
 
     /// Takes note of what the steps since the last time came to, once the device has made them.
@@ -256,11 +270,27 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Loss and gradient of the next batch, summed over rounds of `microbatch` images.
+    /// Loss and gradient of the next batch, summed over rounds of `microbatch` images and over ranks.
     fn gradient(&mut self) -> Result<Gradient> {
+        let gradient = self.own_gradient()?;
+        let StageContext { group, gradients, .. } = &self.context;
+        if group.size() == 1 {
+            return Ok(gradient);
+        }
+        for sum in [&gradient.loss, &gradient.by_sigma] {
+            group.sum(sum)?;
+        }
+        let grad = gradient.grad.f_to_kind(gradients.kind())?;
+        group.sum(&grad)?;
+        Ok(Gradient { grad: grad.f_to_kind(Kind::Float)?, ..gradient })
+    }
+
+    /// This rank's part of the next batch: as many whole rounds as every other has.
+    fn own_gradient(&mut self) -> Result<Gradient> {
         let c = &self.context;
         let round = c.stage.round();
-        let first = c.nimg_before + self.progress.nimg;
+        let share = c.stage.batch / c.group.size() as u64;
+        let first = c.nimg_before + self.progress.nimg + c.group.rank() as u64 * share;
         // Cast once a step: the leaf has the type that the network computes in.
         let leaf = self.weights.theta.f_detach()?.f_to_kind(c.model.precision.kind())?.f_set_requires_grad(true)?;
         let online = c.model.bind(&self.weights.with_theta(leaf.shallow_clone()))?;
@@ -269,7 +299,7 @@ impl<'a> Trainer<'a> {
         let teacher = c.teacher.as_ref().map(|(model, weights)| model.bind(weights)).transpose()?;
         let nets = Networks { online: &online, target: target.as_ref(), teacher: teacher.as_ref() };
         let mut total: Option<Gradient> = None;
-        for start in (first..first + c.stage.batch).step_by(round as usize) {
+        for start in (first..first + share).step_by(round as usize) {
             let batch = c.data.batch(&mut self.sampler, start, round as usize, c.device)?;
             let labels = one_hot(batch.labels.as_ref(), c.model.image.label_dim);
             let conditioning = Conditioning { labels, augment_labels: batch.augment_labels };
@@ -333,6 +363,7 @@ impl<'a> Trainer<'a> {
 
     /// Queues the checkpoints of this moment. Those of the stage's end are exact and of all tracks.
     fn save_checkpoints(&mut self) -> Result<()> {
+        let Some(records) = &mut self.records else { return Ok(()) };
         let StageContext { stage, model, card, nimg_before, .. } = &self.context;
         let (now, end) = (self.progress.nimg, stage.images());
         let trajectory = stage.trajectory();
@@ -346,15 +377,17 @@ impl<'a> Trainer<'a> {
             let mut card = (*card).clone();
             card["checkpoint"] = serde_json::json!({ "stage": stage.name, "nimg": now, "track": track });
             let weights = self.weights.with_theta(theta.shallow_clone());
-            self.writer.checkpoint(checkpoint, &model.layout, &weights, &card.to_string())?;
+            records.writer.checkpoint(checkpoint, &model.layout, &weights, &card.to_string())?;
         }
         Ok(())
     }
 
-    /// Logs the means since the last tick.
+    /// Logs the means since the last tick, and makes sure that all ranks hold the same parameters.
     fn tick(&mut self, lr: f64, bar: &ProgressBar) -> Result<()> {
+        self.check_parameters()?;
         let stage = self.context.stage;
         let sums = std::mem::take(&mut self.progress.sums);
+        let Some(records) = &mut self.records else { return Ok(()) };
         let gib = |bytes: Option<u64>| bytes.map(|b| b as f64 / (1u64 << 30) as f64);
         let tick = Tick {
             stage: stage.name.clone(),
@@ -373,18 +406,35 @@ impl<'a> Trainer<'a> {
         self.tick_began = Instant::now();
         let loss = tick.loss.map_or_else(|| "not finite".into(), |l| format!("{l:.4}"));
         bar.set_message(format!("{}, loss {loss}", stage.name));
-        self.log.tick(&tick)
+        records.log.tick(&tick)
+    }
+
+    /// Compares the sums of the parameters' bits over the ranks.
+    fn check_parameters(&self) -> Result<()> {
+        let StageContext { group, stage, .. } = &self.context;
+        if group.size() == 1 {
+            return Ok(());
+        }
+        let of_ranks = group.sums_of_bits(&self.weights.theta)?;
+        if of_ranks.iter().any(|other| *other != of_ranks[0]) {
+            let (nimg, name) = (self.progress.nimg, &stage.name);
+            bail!(
+                "stage `{name}`, after {nimg} images: the ranks hold different parameters (whose bits sum to {of_ranks:?}):                  a device computes wrongly. The last saved state is from before; the same command goes on from there"
+            );
+        }
+        Ok(())
     }
 
     /// Writes a sheet of samples of the weights that this stage hands on.
     fn save_samples(&mut self) -> Result<()> {
+        let Some(records) = &mut self.records else { return Ok(()) };
         let StageContext { stage, model, sampler, seed, device, nimg_before, .. } = self.context;
         let track = stage.default_track();
         let theta = self.ema.iter().find(|t| t.name() == track).map_or(&self.weights.theta, |t| &t.theta);
         let net = model.bind(&self.weights.with_theta(theta.shallow_clone()))?;
         let samples = generate(&net, sampler, seed, Stream::SampleLatents, 0, SHEET as usize, device)?;
         let images = to_u8(&samples.images.nan_to_num(0.0, 1.0, -1.0));
-        self.log.samples(&images, &track, self.progress.nimg, nimg_before + self.progress.nimg)
+        records.log.samples(&images, &track, self.progress.nimg, nimg_before + self.progress.nimg)
     }
 
     /// Saves the training state: when this returns, it and all checkpoints before it are durable.
@@ -393,12 +443,13 @@ impl<'a> Trainer<'a> {
     /// The disk is full or gone.
     pub fn save(&mut self) -> Result<()> {
         self.save_state()?;
-        self.writer.flush()
+        self.records.as_mut().map_or(Ok(()), |records| records.writer.flush())
     }
 
     /// Queues the whole training state; checkpoints queued before are durable before it.
     fn save_state(&mut self) -> Result<()> {
         self.settle()?;
+        let Some(records) = &mut self.records else { return Ok(()) };
         let named = |name: &str, tensor: &Tensor| (name.to_string(), tensor.shallow_clone());
         let mut tensors = vec![
             named("theta", &self.weights.theta),
@@ -409,7 +460,7 @@ impl<'a> Trainer<'a> {
         tensors.extend(self.ema.iter().map(|t| named(&t.name(), &t.theta)));
         tensors.extend(self.target.iter().map(|t| named("target", t)));
         let meta = serde_json::to_string(&self.progress).map_err(|e| Error::msg(format!("training state: {e}")))?;
-        self.writer.state(tensors, meta)?;
+        records.writer.state(tensors, meta)?;
         self.state_saved = Instant::now();
         Ok(())
     }
@@ -423,6 +474,19 @@ impl<'a> Trainer<'a> {
     /// Images of this stage trained so far.
     pub fn nimg(&self) -> u64 {
         self.progress.nimg
+    }
+}
+
+impl Records {
+    /// On rank 0, after `reached` images of the run: steps that the saved state does not know are trained, logged and listed
+    /// again.
+    fn open(context: &StageContext, reached: u64) -> Result<Option<Self>> {
+        if !context.group.leads() {
+            return Ok(None);
+        }
+        Manifest::cut(context.run, reached)?;
+        let log = Log::open(context.run, &context.stage.name, reached)?;
+        Ok(Some(Self { writer: Writer::start(context.run)?, log }))
     }
 }
 

@@ -34,6 +34,11 @@ impl RunFolder {
         Ok(run)
     }
 
+    /// The folder as a process names it that leaves it to another, of rank 0, to read and write.
+    pub fn of_rank_0(path: impl AsRef<Path>) -> Self {
+        Self { path: path.as_ref().to_path_buf() }
+    }
+
     /// The folder of a run that was begun before.
     ///
     /// # Errors

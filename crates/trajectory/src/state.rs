@@ -1,7 +1,7 @@
 //! The training state: what a killed run needs to go on as if nothing had happened.
 
 use crate::{METADATA, RunFolder};
-use lcsc_torch::{Context, Error, Result, SafeFile, Tensor, serialize};
+use lcsc_torch::{Context, Error, Group, Result, SafeFile, Tensor, serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -25,11 +25,21 @@ impl TrainingState {
     /// # Errors
     /// The file cannot be read, or is torn or altered.
     pub fn load(run: &RunFolder) -> Result<Option<Self>> {
+        read(run)?.map(|bytes| Self::parse(run, bytes)).transpose()
+    }
+
+    /// The same on all ranks; rank 0 reads the file.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`], on all ranks. Another rank is gone.
+    pub fn load_shared(run: &RunFolder, group: &Group) -> Result<Option<Self>> {
+        let own = if group.leads() { read(run) } else { Ok(None) };
+        let bytes = group.sent(group.all_ok(own)?.unwrap_or_default())?;
+        if bytes.is_empty() { Ok(None) } else { Self::parse(run, bytes).map(Some) }
+    }
+
+    fn parse(run: &RunFolder, bytes: Vec<u8>) -> Result<Self> {
         let path = state_path(run);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let bytes = std::fs::read(&path).at(&path)?;
         let is_whole = bytes.split_last_chunk::<HASH_BYTES>().is_some_and(|(rest, hash)| blake3::hash(rest) == *hash);
         if !is_whole {
             let message = "torn or altered: its content does not fit its BLAKE3 hash; restore it from a copy, or delete \
@@ -42,8 +52,14 @@ impl TrainingState {
         let tensors = names.map(|name| Ok((name.clone(), file.tensor(&name)?))).collect::<Result<_>>()?;
         let meta = serde_json::from_str(file.metadata(METADATA)?)
             .map_err(|e| Error::file(&path, format!("metadata entry `{METADATA}` is not JSON: {e}")))?;
-        Ok(Some(Self { tensors, meta }))
+        Ok(Self { tensors, meta })
     }
+}
+
+/// The bytes of the state file, where there is one.
+fn read(run: &RunFolder) -> Result<Option<Vec<u8>>> {
+    let path = state_path(run);
+    if path.exists() { std::fs::read(&path).at(&path).map(Some) } else { Ok(None) }
 }
 
 /// Where the state of a run lies.

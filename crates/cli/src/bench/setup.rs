@@ -7,10 +7,10 @@ use lcsc_diffusion::{ConsistencyConfig, Model, ObjectiveConfig, OdeConfig, Preco
 use lcsc_metrics::{Extractor, Inception, Preparation, RealImages, Suite};
 use lcsc_search::{Models, SampledFitness, SearchConfig, Setting};
 use lcsc_torch::{
-    Context, Device, Init, Kind, LayoutBuilder, OptimizerConfig, ParamLayout, Precision, Result, StorageDtype, Tensor,
+    Context, Device, Group, Init, Kind, LayoutBuilder, OptimizerConfig, ParamLayout, Precision, Result, StorageDtype, Tensor,
     TensorSpec, Weights,
 };
-use lcsc_train::{NonFinite, StageConfig, StageContext, Trainer};
+use lcsc_train::{GradientDtype, NonFinite, StageConfig, StageContext, Trainer};
 use lcsc_trajectory::{Checkpoint, EmaConfig, Manifest, Memory, Partition, RunFolder, Window, Writer};
 use lcsc_unet::{DhariwalUNetConfig, ImageShape, NetworkConfig, SongUNetConfig};
 use std::collections::BTreeMap;
@@ -96,6 +96,8 @@ pub fn with_trainer<T>(
         seed: 0,
         sampler: &SamplerConfig::default(),
         device,
+        group: &Group::alone(),
+        gradients: GradientDtype::F32,
         config_hash: "bench",
         card: &card,
         finished: Vec::new(),
@@ -183,6 +185,7 @@ pub fn feature_pair(device: Device) -> Result<[Tensor; 2]> {
 /// A search on digits.
 pub struct Search {
     device: Device,
+    group: Group,
     pub model: Model,
     pub data: Dataset,
     suite: Suite,
@@ -206,14 +209,15 @@ impl Search {
         let (partition, tracks) = (Partition::one(&model.layout), BTreeMap::new());
         let config = SearchConfig { images: IMAGES, chunk, ..SearchConfig::default() };
         let sampler = one_step();
-        Ok(Self { device, model, data, suite, window, partition, tracks, config, sampler, folder })
+        let group = Group::alone();
+        Ok(Self { device, group, model, data, suite, window, partition, tracks, config, sampler, folder })
     }
 
     /// What scores its candidates.
     pub fn fitness(&self) -> SampledFitness<'_> {
-        let Self { device, model, suite, window, partition, tracks, config, sampler, .. } = self;
+        let Self { device, group, model, suite, window, partition, tracks, config, sampler, .. } = self;
         let models = Models { window, partition, tracks };
-        let setting = Setting { model, models, suite, sampler, config, seed: 0, device: *device };
+        let setting = Setting { model, models, suite, sampler, config, seed: 0, device: *device, group };
         SampledFitness::new(setting, self.folder().join("tuning"))
     }
 

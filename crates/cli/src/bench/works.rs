@@ -1,5 +1,6 @@
 //! The works that are timed.
 
+use crate::sample;
 use super::cost::{Cost, network as flops};
 use super::setup::{
     CHECKPOINTS, FEATURES, IMAGES, Net, Search, endless, feature_pair, flat, heun, inception, inception_weights,
@@ -92,7 +93,7 @@ impl Work {
 
 fn step(trainer: &mut Trainer, batch: u64) -> Result<()> {
     let next = trainer.nimg() + batch;
-    trainer.train_until(next, &|| false, &ProgressBar::hidden()).map(drop)
+    trainer.train_until(next, &|| Ok(false), &ProgressBar::hidden()).map(drop)
 }
 
 /// Steps as the training loop makes them, averages among them.
@@ -131,7 +132,9 @@ fn sampling(timer: &Timer, sampler: &SamplerConfig, chunk: u64) -> Result<Timed>
     let weights = model.layout.init(0, timer.device)?;
     let net = model.bind(&weights)?;
     let latents = LatentSet { seed: 0, stream: Stream::SampleLatents, n: IMAGES, chunk };
-    let seconds = timer.seconds(|| crate::sample::chunks(&net, sampler, latents, timer.device, |_| Ok(())))?;
+    let seconds = timer.seconds(|| {
+        latents.draws().into_iter().try_for_each(|draw| sample::chunk(&net, sampler, draw, timer.device).map(drop))
+    })?;
     let cost = Cost::flops(IMAGES as f64 * sampler.nfe() as f64 * flops(&model.layout));
     let what = format!("tiny, {} NFE, {chunk} at once", sampler.nfe());
     Ok(Timed { what, seconds, cost, items: Some((IMAGES, "img")) })
@@ -196,7 +199,9 @@ fn fid(timer: &Timer, chunk: u64) -> Result<Timed> {
     let latents = LatentSet { seed: 0, stream: Stream::SampleLatents, n, chunk };
     let seconds = timer.seconds(|| {
         let mut evaluation = Evaluation::new(&scorer, n, Metrics::default())?;
-        crate::sample::chunks(&net, &one_step(), latents, timer.device, |images| evaluation.add(images))?;
+        for draw in latents.draws() {
+            evaluation.add(&sample::chunk(&net, &one_step(), draw, timer.device)?)?;
+        }
         evaluation.finish()
     })?;
     let cost = Cost::flops(n as f64 * (flops(&model.layout) + INCEPTION_FLOPS));

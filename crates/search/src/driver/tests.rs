@@ -147,7 +147,7 @@ fn run_with(
     config: &SearchConfig,
     path: &Path,
     fitness: &mut dyn Fitness,
-    stop: &dyn Fn() -> bool,
+    stop: &dyn Fn() -> Result<bool>,
 ) -> Result<Option<Outcome>> {
     run(&space(), config, fitness, Run { seed: 11, log_path: path, worker: None, stop, progress: &mut |_| {} })
 }
@@ -166,7 +166,7 @@ fn evaluations(path: &Path) -> Vec<Evaluation> {
 
 fn whole(config: &SearchConfig, fitness: &mut Bowl) -> (Outcome, Vec<Evaluation>) {
     let folder = tempfile::tempdir().unwrap();
-    let outcome = run_with(config, &log_path(&folder), fitness, &|| false).unwrap().unwrap();
+    let outcome = run_with(config, &log_path(&folder), fitness, &|| Ok(false)).unwrap().unwrap();
     (outcome, evaluations(&log_path(&folder)))
 }
 
@@ -279,12 +279,12 @@ fn a_search_stopped_anywhere_resumes_to_the_same_result() {
             let folder = tempfile::tempdir().unwrap();
             let path = log_path(&folder);
             let mut first = Bowl::new();
-            let stop = || evaluations(&path).len() >= n;
+            let stop = || Ok(evaluations(&path).len() >= n);
             let stopped = run_with(&config, &path, &mut first, &stop).unwrap();
             assert_eq!(stopped.is_some(), n == log.len());
             assert_eq!(evaluations(&path), log[..n]);
             let mut second = Bowl { saved: first.saved, ..Bowl::new() };
-            let resumed = run_with(&config, &path, &mut second, &|| false).unwrap().unwrap();
+            let resumed = run_with(&config, &path, &mut second, &|| Ok(false)).unwrap().unwrap();
             assert_eq!(resumed.rows, outcome.rows, "{} stopped after {n}", method.name());
             assert_eq!(evaluations(&path), log);
             // Nothing is scored twice, but steps of fine-tuning that were not saved are taken again.
@@ -299,13 +299,13 @@ fn a_search_stopped_anywhere_resumes_to_the_same_result() {
 fn a_log_torn_inside_any_line_resumes_to_the_same_result() {
     let folder = tempfile::tempdir().unwrap();
     let path = log_path(&folder);
-    let outcome = run_with(&config(10), &path, &mut Bowl::new(), &|| false).unwrap().unwrap();
+    let outcome = run_with(&config(10), &path, &mut Bowl::new(), &|| Ok(false)).unwrap().unwrap();
     let log = evaluations(&path);
     let bytes = std::fs::read(&path).unwrap();
     let mut start = 0;
     for line in bytes.split_inclusive(|b| *b == b'\n') {
         std::fs::write(&path, &bytes[..start + line.len() / 2]).unwrap();
-        let resumed = run_with(&config(10), &path, &mut Bowl::new(), &|| false).unwrap().unwrap();
+        let resumed = run_with(&config(10), &path, &mut Bowl::new(), &|| Ok(false)).unwrap().unwrap();
         assert_eq!(resumed.rows, outcome.rows);
         assert_eq!(evaluations(&path), log);
         start += line.len();
@@ -345,14 +345,14 @@ fn a_budget_in_seconds_counts_those_in_the_log() {
     let budget = Budget { seconds: Some(1e6), ..Budget::default() };
     let config = SearchConfig { budget, ..config(0) };
     let n = baselines(&space()).unwrap().len() + 7;
-    let stop = || evaluations(&path).len() >= n;
+    let stop = || Ok(evaluations(&path).len() >= n);
     assert_eq!(run_with(&config, &path, &mut Bowl::new(), &stop).unwrap(), None);
     let (_, mut records) = JsonLines::<Record>::open(&path).unwrap();
     let Some(Record::Evaluation(last)) = records.last_mut() else { panic!("an evaluation") };
     last.seconds = 2e6;
     let lines: String = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect();
     std::fs::write(&path, lines).unwrap();
-    let outcome = run_with(&config, &path, &mut Bowl::new(), &|| false).unwrap().unwrap();
+    let outcome = run_with(&config, &path, &mut Bowl::new(), &|| Ok(false)).unwrap().unwrap();
     assert_eq!(outcome.evaluations, 7);
     assert!(outcome.seconds >= 2e6);
 }
@@ -378,10 +378,10 @@ fn a_failing_fitness_ends_the_search_and_keeps_its_log() {
     let folder = tempfile::tempdir().unwrap();
     let path = log_path(&folder);
     let mut failing = Bowl { fails_after: 6, ..Bowl::new() };
-    let text = run_with(&config(10), &path, &mut failing, &|| false).unwrap_err().to_string();
+    let text = run_with(&config(10), &path, &mut failing, &|| Ok(false)).unwrap_err().to_string();
     assert_eq!(text, "out of memory");
     assert_eq!(evaluations(&path).len(), 6);
-    let text = run_with(&SearchConfig { images: 500, ..config(10) }, &path, &mut Bowl::new(), &|| false);
+    let text = run_with(&SearchConfig { images: 500, ..config(10) }, &path, &mut Bowl::new(), &|| Ok(false));
     assert!(text.unwrap_err().to_string().contains("`config.images` was 1000 and is 500"));
 }
 
@@ -393,7 +393,7 @@ fn work(config: &SearchConfig, folder: &Path, fitness: &mut Bowl) -> Result<Opti
         &space(),
         config,
         fitness,
-        Run { seed: 11, log_path: &log_path, worker, stop: &|| false, progress: &mut |_| {} },
+        Run { seed: 11, log_path: &log_path, worker, stop: &|| Ok(false), progress: &mut |_| {} },
     )
 }
 
@@ -456,7 +456,7 @@ fn a_given_combination_competes() {
     let space = SearchSpace { given: vec![("found before".into(), optimum)], ..space() };
     let folder = tempfile::tempdir().unwrap();
     let config = SearchConfig { penalty: Penalty { distance: 1.0, square: 0.0 }, ..config(5) };
-    let (log_path, stop) = (log_path(&folder), || false);
+    let (log_path, stop) = (log_path(&folder), || Ok(false));
     let run_of = Run { seed: 11, log_path: &log_path, worker: None, stop: &stop, progress: &mut |_| {} };
     let outcome = run(&space, &config, &mut Bowl::new(), run_of).unwrap().unwrap();
     let lcsc = row(&outcome, Label::Lcsc);
@@ -464,7 +464,7 @@ fn a_given_combination_competes() {
 }
 
 fn run_noted(path: &Path, progress: &mut dyn FnMut(&Progress)) {
-    let run_of = Run { seed: 11, log_path: path, worker: None, stop: &|| false, progress };
+    let run_of = Run { seed: 11, log_path: path, worker: None, stop: &|| Ok(false), progress };
     run(&space(), &config(10), &mut Bowl::new(), run_of).unwrap();
 }
 
@@ -494,7 +494,7 @@ fn what_cannot_be_searched_is_refused_before_a_log_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = log_path(&folder);
     let config = SearchConfig { budget: Budget::default(), finalists: 0, ..config(1) };
-    let text = run_with(&config, &path, &mut Bowl::new(), &|| false).unwrap_err().to_string();
+    let text = run_with(&config, &path, &mut Bowl::new(), &|| Ok(false)).unwrap_err().to_string();
     assert!(
         text.contains("`budget.evaluations`: expected") && text.contains("`finalists`: expected at least 1"),
         "{text}"

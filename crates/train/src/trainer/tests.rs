@@ -51,6 +51,7 @@ struct Bench {
     data: Dataset,
     sampler: SamplerConfig,
     card: serde_json::Value,
+    group: Group,
 }
 
 impl Bench {
@@ -71,6 +72,7 @@ impl Bench {
                 .unwrap(),
             sampler: SamplerConfig::Heun(OdeConfig { steps: 2, ..OdeConfig::default() }),
             card: serde_json::json!({}),
+            group: Group::alone(),
         }
     }
 
@@ -88,6 +90,8 @@ impl Bench {
             seed: 3,
             sampler: &self.sampler,
             device: Device::Cpu,
+            group: &self.group,
+            gradients: GradientDtype::F32,
             config_hash: "settings",
             card: &self.card,
             finished: vec![],
@@ -98,7 +102,7 @@ impl Bench {
     fn train(&self, stage: &StageConfig) -> Result<Ended> {
         let weights = self.model.layout.init(0, Device::Cpu)?;
         let mut trainer = Trainer::new(self.context(stage), weights)?;
-        trainer.train_until(stage.images(), &|| false, &ProgressBar::hidden())
+        trainer.train_until(stage.images(), &|| Ok(false), &ProgressBar::hidden())
     }
 
     fn theta(&self, nimg: u64, track: &str) -> Tensor {
@@ -150,7 +154,7 @@ fn goes_on_bit_for_bit(stage: &StageConfig, preconditioning: &PreconditioningCon
     assert_eq!(whole.train(stage).unwrap(), Ended::Reached);
 
     let steps = Cell::new(0);
-    let stop = || steps.replace(steps.get() + 1) == 2;
+    let stop = || Ok(steps.replace(steps.get() + 1) == 2);
     let weights = parts.model.layout.init(0, Device::Cpu).unwrap();
     let mut trainer = Trainer::new(parts.context(stage), weights).unwrap();
     assert_eq!(trainer.train_until(stage.images(), &stop, &ProgressBar::hidden()).unwrap(), Ended::Stopped);
@@ -159,7 +163,7 @@ fn goes_on_bit_for_bit(stage: &StageConfig, preconditioning: &PreconditioningCon
     let state = TrainingState::load(&parts.run).unwrap().unwrap();
     assert_eq!(Trainer::position(&state, "settings").unwrap()[0].nimg, 2 * BATCH);
     let mut trainer = Trainer::resume(parts.context(stage), &state).unwrap();
-    assert_eq!(trainer.train_until(stage.images(), &|| false, &ProgressBar::hidden()).unwrap(), Ended::Reached);
+    assert_eq!(trainer.train_until(stage.images(), &|| Ok(false), &ProgressBar::hidden()).unwrap(), Ended::Reached);
     drop(trainer);
 
     let found = files(&parts.run.trajectory());
@@ -206,13 +210,13 @@ fn a_scale_that_overflows_f16_is_halved_and_the_step_left_out() {
         Judge::new(NonFinite::Stop, None, Some(saved), Device::Cpu).unwrap()
     };
     trainer.judge = judge_from(2f64.powi(40), 3);
-    trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap();
+    trainer.train_until(BATCH, &|| Ok(false), &ProgressBar::hidden()).unwrap();
     let halved = SavedLossScale { scale: 2f64.powi(39), good_steps: 0 };
     assert_eq!(trainer.progress.loss_scale, Some(halved));
     assert!(trainer.weights.theta.equal(&before) && trainer.ema[0].theta.equal(&before));
     assert_eq!((trainer.progress.non_finite_steps, trainer.progress.steps), (0, 0));
     trainer.judge = judge_from(128.0, 0);
-    trainer.train_until(2 * BATCH, &|| false, &ProgressBar::hidden()).unwrap();
+    trainer.train_until(2 * BATCH, &|| Ok(false), &ProgressBar::hidden()).unwrap();
     assert!(!trainer.weights.theta.equal(&before));
 }
 
@@ -314,7 +318,7 @@ fn clipping_bounds_what_reaches_the_optimizer() {
     let stage = StageConfig { nimg: BATCH, grad_clip: Some(0.5), ..stage() };
     let weights = bench.model.layout.init(0, Device::Cpu).unwrap();
     let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
-    trainer.train_until(BATCH, &|| false, &ProgressBar::hidden()).unwrap();
+    trainer.train_until(BATCH, &|| Ok(false), &ProgressBar::hidden()).unwrap();
     let moment = trainer.optimizer.exp_avg.norm().double_value(&[]);
     assert!((moment - 0.1 * 0.5).abs() < 1e-4, "{moment}");
     assert!(bench.log()[0].grad_norm.unwrap() > 0.5, "the log shows the norm before clipping");

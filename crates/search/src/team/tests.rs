@@ -8,6 +8,7 @@ struct Scene {
     model: Model,
     weights: Weights,
     suite: Suite,
+    group: Group,
 }
 
 /// A small network whose last layer is far from zero, and random convolutions as features.
@@ -24,7 +25,7 @@ fn scene() -> Scene {
     let progress: Progress = &|_, _, _| ();
     let preparation = Preparation { real, seed: 0, device: Device::Cpu, cache: None, kept: None, progress };
     let suite = preparation.suite(None).unwrap();
-    Scene { model, weights, suite }
+    Scene { model, weights, suite, group: Group::alone() }
 }
 
 fn samplers() -> [SamplerConfig; 3] {
@@ -36,8 +37,22 @@ fn samplers() -> [SamplerConfig; 3] {
     ]
 }
 
+/// F and ∂F/∂θ of the images of a latent set by the ranks of a group.
+struct Objective<'a> {
+    scene: &'a Scene,
+    sampler: &'a SamplerConfig,
+}
+
+impl Objective<'_> {
+    fn value_and_gradient(&self, weights: &Weights, latents: LatentSet) -> Result<(f64, Tensor)> {
+        let (Scene { group, model, suite, .. }, device) = (self.scene, Device::Cpu);
+        let team = Team { group, model, extractors: suite.extractors().to_vec(), device };
+        team.gradient(weights, self.sampler, latents, &suite.primary.reference)
+    }
+}
+
 fn objective<'a>(scene: &'a Scene, sampler: &'a SamplerConfig) -> Objective<'a> {
-    Objective { model: &scene.model, sampler, scorer: &scene.suite.primary, device: Device::Cpu }
+    Objective { scene, sampler }
 }
 
 /// Fewer images than features would do, too; these have full rank.

@@ -1,0 +1,272 @@
+//! Images made and judged by all ranks together. Rank 0 searches; the others know nothing of the search, and answer what it asks.
+
+use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig, generate, generate_backward};
+use lcsc_metrics::{Extractor, Reference};
+use lcsc_torch::tch::{no_grad, with_grad};
+use lcsc_torch::{Device, Error, Group, Kind, Result, Tensor, Weights, to_u8};
+use serde::{Deserialize, Serialize};
+
+/// The slope of what replaces the clamp of pixels to [−1,1] outside of it, so that a gradient leads back.
+const LEAK: f64 = 0.01;
+
+/// What images are made and judged with, the same on all ranks.
+#[derive(Clone)]
+pub struct Team<'a> {
+    /// The ranks.
+    pub group: &'a Group,
+    /// The network.
+    pub model: &'a Model,
+    /// Extractors by number; the first is what a search sees.
+    pub extractors: Vec<&'a Extractor>,
+    /// Where to sample.
+    pub device: Device,
+}
+
+/// What rank 0 asks of the others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Request {
+    /// Features of images by some of the extractors. The weights follow.
+    Features { sampler: SamplerConfig, latents: LatentSet, extractors: Vec<usize> },
+    /// The derivative of the first extractor's distance by the parameters. The weights follow.
+    Gradient { sampler: SamplerConfig, latents: LatentSet },
+    /// Whether a signal came.
+    Signal,
+    /// Nothing more, and what rank 0 ended with.
+    End { done: bool },
+}
+
+impl Team<'_> {
+    /// Of ranks other than 0: answers what rank 0 asks until it [ends](Self::end), and gives what it ended with. `signal` is told
+    /// the number of a signal that another rank got, or 0, and gives that of its own.
+    ///
+    /// # Errors
+    /// The device has no room, or another rank is gone.
+    pub fn serve(&self, signal: &dyn Fn(i64) -> i64) -> Result<bool> {
+        let own = self.model.layout.init(0, self.device)?;
+        loop {
+            let told = self.group.told("")?;
+            let request = serde_json::from_str(&told).map_err(|e| Error::msg(format!("a request of rank 0: {e}")))?;
+            match request {
+                Request::Features { sampler, latents, extractors } => {
+                    self.broadcast(&own)?;
+                    self.own_features(&own, &sampler, latents, &extractors, |_| Ok(()))?;
+                }
+                Request::Gradient { sampler, latents } => {
+                    self.broadcast(&own)?;
+                    drop(self.own_gradient(&own, &sampler, latents, None)?);
+                }
+                Request::Signal => drop(signal(self.largest(signal(0))?)),
+                Request::End { done } => return Ok(done),
+            }
+        }
+    }
+
+    /// Of rank 0: the largest of the numbers that `signal` gives on the ranks.
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn signal(&self, own: i64) -> Result<i64> {
+        self.ask(&Request::Signal)?;
+        self.largest(own)
+    }
+
+    fn largest(&self, own: i64) -> Result<i64> {
+        Ok(self.group.numbers(own)?.into_iter().max().unwrap_or(own))
+    }
+
+    /// Of rank 0: lets the others go on, and tells them whether all was done.
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn end(&self, done: bool) -> Result<()> {
+        self.ask(&Request::End { done })
+    }
+
+    fn ask(&self, request: &Request) -> Result<()> {
+        if self.group.size() > 1 {
+            let text = serde_json::to_string(request).map_err(|e| Error::msg(format!("a request: {e}")))?;
+            self.group.told(&text)?;
+        }
+        Ok(())
+    }
+
+    fn broadcast(&self, weights: &Weights) -> Result<()> {
+        std::iter::once(&weights.theta).chain(&weights.buffers).try_for_each(|tensor| self.group.broadcast(tensor))
+    }
+
+    /// Of rank 0: calls `with` for the features f32 `[n,D]` by each of `extractors` of the images of a latent set, chunk by chunk.
+    /// False once a pixel is not finite.
+    pub(crate) fn features(
+        &self,
+        weights: &Weights,
+        sampler: &SamplerConfig,
+        latents: LatentSet,
+        extractors: &[usize],
+        with: impl FnMut(&[Tensor]) -> Result<()>,
+    ) -> Result<bool> {
+        self.ask(&Request::Features { sampler: sampler.clone(), latents, extractors: extractors.to_vec() })?;
+        self.broadcast(weights)?;
+        self.own_features(weights, sampler, latents, extractors, with)
+    }
+
+    fn own_features(
+        &self,
+        weights: &Weights,
+        sampler: &SamplerConfig,
+        latents: LatentSet,
+        extractors: &[usize],
+        with: impl FnMut(&[Tensor]) -> Result<()>,
+    ) -> Result<bool> {
+        let net = self.model.bind(weights)?;
+        let draws = latents.among(self.group.size()).draws();
+        let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
+        let extractors: Vec<&Extractor> = extractors.iter().map(|&i| self.extractors[i]).collect();
+        let images = |task: usize| {
+            let Draw { seed, stream, first, n } = draws[task];
+            let images = generate(&net, sampler, seed, stream, first, n, self.device)?.images;
+            Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
+        };
+        features_in_turn(self.group, &extractors, &rows, images, with)
+    }
+
+    /// Of rank 0: F and ∂F/∂θ f32 [P] of the images of a latent set by the first extractor, whose real images `reference` knows;
+    /// F = +∞ with a gradient of zero where images are not finite.
+    ///
+    /// Two passes, so that memory depends on the chunk alone: the first has no graph and gives all features, hence μ, Σ
+    /// and the closed form of ∂F/∂features; the second repeats each chunk with a graph and feeds ∂F/∂features back. Images
+    /// that fit one chunk of one rank need one pass.
+    pub(crate) fn gradient(
+        &self,
+        weights: &Weights,
+        sampler: &SamplerConfig,
+        latents: LatentSet,
+        reference: &Reference,
+    ) -> Result<(f64, Tensor)> {
+        self.ask(&Request::Gradient { sampler: sampler.clone(), latents })?;
+        self.broadcast(weights)?;
+        self.own_gradient(weights, sampler, latents, Some(reference))
+    }
+
+    fn own_gradient(
+        &self,
+        weights: &Weights,
+        sampler: &SamplerConfig,
+        latents: LatentSet,
+        reference: Option<&Reference>,
+    ) -> Result<(f64, Tensor)> {
+        let draws = latents.among(self.group.size()).draws();
+        if let ([draw], Some(reference), 1) = (&draws[..], reference, self.group.size()) {
+            let mut fd = f64::INFINITY;
+            let gradient = self.backward(weights, sampler, *draw, |features| {
+                let gradient = reference.gradient(features)?;
+                fd = gradient.distance;
+                Ok(gradient.features)
+            })?;
+            let gradient = if fd.is_finite() { gradient } else { gradient.f_zeros_like()? };
+            return Ok((fd, gradient));
+        }
+        let features = no_grad(|| self.smooth_features(weights, sampler, &draws))?;
+        let (fd, f_bar) = match reference {
+            Some(reference) => {
+                let gradient = reference.gradient(&features)?;
+                (gradient.distance, gradient.features.f_to_device_(self.device, Kind::Float, false, false)?)
+            }
+            None => (0.0, features.f_zeros_like()?),
+        };
+        self.group.broadcast(&f_bar)?;
+        let theta_bar = weights.theta.f_detach()?.f_zeros_like()?;
+        for (i, &draw) in draws.iter().enumerate().filter(|(i, _)| i % self.group.size() == self.group.rank()) {
+            let part = f_bar.f_narrow(0, i as i64 * draws[0].n as i64, draw.n as i64)?;
+            let _ = theta_bar.shallow_clone().f_add_(&self.backward(weights, sampler, draw, |_| Ok(part))?)?;
+        }
+        self.group.sum(&theta_bar)?;
+        Ok((fd, theta_bar))
+    }
+
+    /// Features f32 [N,D] of all draws by the first extractor, of pixels that are not rounded.
+    fn smooth_features(&self, weights: &Weights, sampler: &SamplerConfig, draws: &[Draw]) -> Result<Tensor> {
+        let net = self.model.bind(weights)?;
+        let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
+        let extractor = self.extractors[0];
+        let mut all = Vec::new();
+        let chunk = |task: usize| {
+            let Draw { seed, stream, first, n } = draws[task];
+            let images = generate(&net, sampler, seed, stream, first, n, self.device)?.images;
+            extractor.forward(&leaky_clamp(&images))
+        };
+        self.group.in_turn(&rows, &no_features(&[extractor])?, chunk, |_, features| {
+            all.push(features);
+            Ok(true)
+        })?;
+        Ok(Tensor::f_cat(&all, 0)?)
+    }
+
+    /// Σ_i ⟨∂F/∂f_i, ∂f_i/∂θ⟩ over the images of a draw, where `cotangent` gives ∂F/∂f of features f [n,D].
+    fn backward(
+        &self,
+        weights: &Weights,
+        sampler: &SamplerConfig,
+        draw: Draw,
+        cotangent: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        generate_backward(self.model, weights, sampler, draw, self.device, |images| {
+            let images = images.f_detach()?.f_set_requires_grad(true)?;
+            let features = with_grad(|| self.extractors[0].forward(&leaky_clamp(&images)))?;
+            let f_bar = cotangent(&features.f_detach()?)?.f_to_device_(self.device, Kind::Float, false, false)?;
+            let dot = with_grad(|| features.f_mul(&f_bar)?.f_sum(Kind::Float))?;
+            let mut grads = Tensor::f_run_backward(&[dot], &[&images], false, false)?;
+            // What leads nowhere (an image of NaN) must not lead astray.
+            let x_bar = grads.pop().ok_or_else(|| Error::msg("no gradient with respect to the images"))?;
+            Ok(x_bar.f_nan_to_num(0.0, 0.0, 0.0)?)
+        })
+    }
+}
+
+/// Features by each of the extractors of images that the ranks make and judge in turn: `images` gives those of a task, u8
+/// `[n,C,H,W]`, or none where they are not finite, and `rows` their numbers. `with` gets the features f32 `[n,D]` in the order of the
+/// tasks, on all ranks. False once images are not finite.
+///
+/// # Errors
+/// Those of both functions and of the extractors; another rank is gone.
+pub fn features_in_turn(
+    group: &Group,
+    extractors: &[&Extractor],
+    rows: &[usize],
+    mut images: impl FnMut(usize) -> Result<Option<Tensor>>,
+    mut with: impl FnMut(&[Tensor]) -> Result<()>,
+) -> Result<bool> {
+    let dims: Vec<i64> = extractors.iter().map(|e| e.dim()).collect();
+    let none = no_features(extractors)?;
+    // Features side by side; NaN in all of them stands for images that are not finite.
+    let compute = |task: usize| {
+        let Some(images) = images(task)? else {
+            return Ok(none.f_new_full([rows[task] as i64, dims.iter().sum()], f64::NAN, (none.kind(), none.device()))?);
+        };
+        let features = extractors.iter().map(|e| Ok(e.features(&images)?.f_to(none.device())?));
+        Ok(Tensor::f_cat(&features.collect::<Result<Vec<_>>>()?, 1)?)
+    };
+    let mut all_finite = true;
+    group.in_turn(rows, &none, compute, |_, features| {
+        all_finite = features.f_isnan()?.f_all()?.f_int64_value(&[])? == 0;
+        if all_finite {
+            with(&features.f_split_with_sizes(&dims[..], 1)?)?;
+        }
+        Ok(all_finite)
+    })?;
+    Ok(all_finite)
+}
+
+/// Features f32 `[0,ΣD]`.
+fn no_features(extractors: &[&Extractor]) -> Result<Tensor> {
+    let device = extractors.first().map_or(Device::Cpu, |e| e.device());
+    Ok(Tensor::f_empty([0, extractors.iter().map(|e| e.dim()).sum()], (Kind::Float, device))?)
+}
+
+/// The identity on [−1,1], with a small slope outside.
+fn leaky_clamp(x: &Tensor) -> Tensor {
+    let inside = x.clamp(-1.0, 1.0);
+    &inside + (x - &inside) * LEAK
+}
+
+#[cfg(test)]
+mod tests;
