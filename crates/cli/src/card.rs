@@ -1,10 +1,10 @@
 //! What a weights file tells about itself, so that sampling and measuring need no config.
 
 use crate::config::Config;
+use crate::ranks;
 use lcsc_data::DataConfig;
 use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
-use crate::ranks;
 use lcsc_torch::{Device, Error, Group, Invalid, Precision, Result, SafeFile, Weights, allow_tf32, load_weights};
 use lcsc_trajectory::METADATA;
 use lcsc_unet::{ImageShape, NetworkConfig};

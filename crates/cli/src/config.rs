@@ -4,6 +4,7 @@ use crate::check::{self, Sections};
 use crate::document::Document;
 use crate::problems::{Problem, Report};
 use crate::read_config::read_config;
+use crate::ui;
 use lcsc_data::{DataConfig, DataInfo};
 use lcsc_diffusion::{DistanceConfig, Model, PreconditioningConfig, SamplerConfig};
 use lcsc_metrics::MetricConfig;
@@ -167,7 +168,7 @@ pub fn load(path: &Path, set: &[String]) -> miette::Result<Loaded> {
     if problems.iter().any(Problem::is_error) {
         return Err(Report::new(&problems, &document).into());
     }
-    if !problems.is_empty() {
+    if !problems.is_empty() && !ui::follows() {
         eprintln!("{:?}", miette::Report::new(Report::new(&problems, &document)));
     }
     loaded.ok_or_else(|| miette::miette!("{}: cannot be read", document.name()))

@@ -7,9 +7,7 @@ use lcsc_data::{DataConfig, Dataset, Split};
 use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig};
 use lcsc_metrics::{Evaluation, Extractor, ExtractorConfig, MetricConfig, Metrics, Results, Scorer, Suite};
 use lcsc_search::features_in_turn;
-use lcsc_torch::{
-    Context, Device, Error, Group, Result, Stream, Tensor, Weights, catch, permutation, write_atomic,
-};
+use lcsc_torch::{Context, Device, Error, Group, Result, Stream, Tensor, Weights, catch, permutation, write_atomic};
 use miette::IntoDiagnostic;
 use std::path::Path;
 

@@ -101,7 +101,8 @@ pub const BENCH: &str = "\
 Examples:
   lcsc bench
   lcsc bench train-cifar10 --precision bf16 --device cuda
-  lcsc bench --threads 1 --repeats 20 --json bench.json";
+  lcsc bench --threads 1 --repeats 20 --json bench.json
+  lcsc launch --nproc 2 -- bench all-reduce train-tiny";
 
 pub const CONFIG: &str = "\
 Examples:

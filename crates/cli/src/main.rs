@@ -56,14 +56,16 @@ pub enum Ended {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    ui::start_logging(args.quiet || ranks::follows(&args.command), args.verbose);
+    ui::start_logging(args.quiet, args.verbose, ranks::follows(&args.command));
     lcsc_torch::install_panic_hook();
     lcsc_torch::keep_freed_memory();
     let signals = ui::Signals::default();
     match dispatch(args.command, &signals) {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Stopped) => {
-            eprintln!("stopped; everything is saved, and the same command goes on from here");
+            if !ui::follows() {
+                eprintln!("stopped; everything is saved, and the same command goes on from here");
+            }
             ExitCode::from(signals.exit_status())
         }
         Ok(Ended::OfRanks(status)) => ExitCode::from(status),
@@ -95,7 +97,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
         Command::Doctor { config } => doctor::command(config.as_deref()),
         Command::Report(a) => report::command(&a),
         Command::Watch(a) => watch::command(&a),
-        Command::Bench(a) => bench::command(&a),
+        Command::Bench(a) => together(|group| bench::command(&a, group)),
         Command::Config(command) => config_command(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "lcsc", &mut std::io::stdout());

@@ -23,7 +23,12 @@ pub fn follows(command: &Command) -> bool {
 /// Whether several processes can carry out a command together.
 pub fn takes_part(command: &Command) -> bool {
     match command {
-        Command::Run(_) | Command::Train(_) | Command::Search(_) | Command::Sample(_) | Command::Eval(_) => true,
+        Command::Run(_)
+        | Command::Train(_)
+        | Command::Search(_)
+        | Command::Sample(_)
+        | Command::Eval(_)
+        | Command::Bench(_) => true,
         Command::Merge(_)
         | Command::Import(_)
         | Command::Export(_)
@@ -31,7 +36,6 @@ pub fn takes_part(command: &Command) -> bool {
         | Command::Doctor { .. }
         | Command::Report(_)
         | Command::Watch(_)
-        | Command::Bench(_)
         | Command::Config(_)
         | Command::Completions { .. }
         | Command::Launch(_)

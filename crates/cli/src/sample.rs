@@ -63,13 +63,18 @@ pub fn command(args: &SampleArgs, group: &Group) -> miette::Result<Ended> {
         let [c, h, w] = card.image.chw();
         let none = Tensor::f_empty([0, c, h, w], (Kind::Uint8, device))?;
         let mut all = Vec::new();
-        group.in_turn(&rows, &none, |i| chunk(&net, &sampler, draws[i], device), |_, images| {
-            bar.inc(images.size()[0] as u64);
-            if group.leads() {
-                all.push(images.f_to(Device::Cpu)?);
-            }
-            Ok(true)
-        })?;
+        group.in_turn(
+            &rows,
+            &none,
+            |i| chunk(&net, &sampler, draws[i], device),
+            |_, images| {
+                bar.inc(images.size()[0] as u64);
+                if group.leads() {
+                    all.push(images.f_to(Device::Cpu)?);
+                }
+                Ok(true)
+            },
+        )?;
         Ok(if group.leads() { Some(Tensor::f_cat(&all, 0)?) } else { None })
     })
     .into_diagnostic()?;

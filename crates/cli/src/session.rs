@@ -98,10 +98,12 @@ impl<'a> Session<'a> {
             return Ok(ended);
         }
         let team = Team { group, model: &model, extractors: self.extractors()?.iter().collect(), device };
-        let done = catch("the search", || team.serve(&|signal| {
-            self.signals.hear(signal);
-            self.signals.received()
-        }));
+        let done = catch("the search", || {
+            team.serve(&|signal| {
+                self.signals.hear(signal);
+                self.signals.received()
+            })
+        });
         Ok(if done.into_diagnostic()? { Ended::Done } else { Ended::Stopped })
     }
 
@@ -137,7 +139,7 @@ impl<'a> Session<'a> {
             let seed = self.config.metric.seed;
             let mut extractors = preparing(&self.data, seed, self.device, None, |p| p.untrained(primary))?;
             extractors.iter_mut().try_for_each(|e| e.share(self.group)).into_diagnostic()?;
-            let _ = self.extractors.set(extractors.into());
+            let _ = self.extractors.set(extractors);
         }
         Ok(self.extractors.get().map_or(&[], |e| e))
     }

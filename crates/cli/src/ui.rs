@@ -17,13 +17,17 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 /// All progress bars.
 pub static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 static QUIET: AtomicBool = AtomicBool::new(false);
+static FOLLOWS: AtomicBool = AtomicBool::new(false);
 /// `log.txt` of the run that is worked on.
 static RUN_LOG: Mutex<Option<File>> = Mutex::new(None);
 
-/// Log lines go to standard error, above the progress bars, and to the log of the run.
-pub fn start_logging(quiet: bool, verbose: bool) {
-    QUIET.store(quiet, Ordering::Relaxed);
+/// Log lines go to standard error, above the progress bars, and to the log of the run. A rank that `follows` tells what is its own
+/// alone: its end.
+pub fn start_logging(quiet: bool, verbose: bool, follows: bool) {
+    QUIET.store(quiet || follows, Ordering::Relaxed);
+    FOLLOWS.store(follows, Ordering::Relaxed);
     let level = match (quiet, verbose) {
+        _ if follows => "error",
         (true, _) => "warn",
         (false, false) => "info",
         (false, true) => "debug",
@@ -51,6 +55,11 @@ pub fn keep_error(report: &miette::Report) {
     let mut line = String::new();
     let _ = SystemTime.format_time(&mut fmt::format::Writer::new(&mut line));
     let _ = writeln!(RunLog, "{line} ERROR {}", report.to_string().replace('\n', " "));
+}
+
+/// Whether rank 0 tells what this process finds, too.
+pub fn follows() -> bool {
+    FOLLOWS.load(Ordering::Relaxed)
 }
 
 /// Whether progress is not to be shown.

@@ -1,6 +1,8 @@
 //! The small convolution networks behind learnt and random features.
 
-use lcsc_torch::{Device, Group, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, Weights, bail};
+use lcsc_torch::{
+    Device, Group, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Result, Tensor, Weights, bail,
+};
 
 /// D, the number of features of every network here.
 const FEATURES: i64 = 64;

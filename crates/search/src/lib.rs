@@ -57,9 +57,9 @@ pub use methods::{
     AdamSteps, Beginning, CmaEs, CmaEsConfig, CmaSearch, Evolution, EvolutionConfig, FinetuneConfig, Gradient,
     GradientConfig, Member, Method, MethodName, Objective, OnePlusOne, OnePlusOneConfig, step_images,
 };
-pub use team::{Team, features_in_turn};
 pub use outcome::{Label, Outcome, Row};
 pub use phase::Phase;
 pub use score::{Fitness, Latents, ReportScores, Scores};
 pub use session::Progress;
+pub use team::{Team, features_in_turn};
 pub use worker::Worker;

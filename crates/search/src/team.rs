@@ -240,7 +240,11 @@ pub fn features_in_turn(
     // Features side by side; NaN in all of them stands for images that are not finite.
     let compute = |task: usize| {
         let Some(images) = images(task)? else {
-            return Ok(none.f_new_full([rows[task] as i64, dims.iter().sum()], f64::NAN, (none.kind(), none.device()))?);
+            return Ok(none.f_new_full(
+                [rows[task] as i64, dims.iter().sum()],
+                f64::NAN,
+                (none.kind(), none.device()),
+            )?);
         };
         let features = extractors.iter().map(|e| Ok(e.features(&images)?.f_to(none.device())?));
         Ok(Tensor::f_cat(&features.collect::<Result<Vec<_>>>()?, 1)?)

@@ -213,7 +213,8 @@ impl Group {
         let texts = self.texts(own)?;
         let Some((rank, other)) = texts.iter().enumerate().find(|(_, text)| **text != texts[0]) else { return Ok(()) };
         let line = |text: &'_ String, i: usize| text.lines().nth(i).unwrap_or_default().to_string();
-        let pairs = (0..texts[0].lines().count().max(other.lines().count())).map(|i| (line(&texts[0], i), line(other, i)));
+        let pairs =
+            (0..texts[0].lines().count().max(other.lines().count())).map(|i| (line(&texts[0], i), line(other, i)));
         let (of_0, here) = pairs.into_iter().find(|(a, b)| a != b).unwrap_or_default();
         bail!("the ranks have different {what}: rank 0 `{of_0}`, rank {rank} `{here}`; start all of them alike")
     }

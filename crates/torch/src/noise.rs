@@ -4,8 +4,8 @@ use crate::chacha;
 use crate::error::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
-use tch::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
 
 /// What a random draw is for. Draws of different streams are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ fn of(work: Work, device: Device) -> Result<Named> {
         Work::Frechet => frechet(device),
         Work::Evaluation => evaluation(device),
         // Made of the others, or nothing to compare.
-        Work::Fid | Work::Checkpoint => Ok(vec![]),
+        Work::Fid | Work::Checkpoint | Work::AllReduce => Ok(vec![]),
     }
 }
 

@@ -7,8 +7,8 @@ use lcsc_diffusion::{ConsistencyConfig, Model, ObjectiveConfig, OdeConfig, Preco
 use lcsc_metrics::{Extractor, Inception, Preparation, RealImages, Suite};
 use lcsc_search::{Models, SampledFitness, SearchConfig, Setting};
 use lcsc_torch::{
-    Context, Device, Group, Init, Kind, LayoutBuilder, OptimizerConfig, ParamLayout, Precision, Result, StorageDtype, Tensor,
-    TensorSpec, Weights,
+    Context, Device, Group, Init, Kind, LayoutBuilder, OptimizerConfig, ParamLayout, Precision, Result, StorageDtype,
+    Tensor, TensorSpec, Weights,
 };
 use lcsc_train::{GradientDtype, NonFinite, StageConfig, StageContext, Trainer};
 use lcsc_trajectory::{Checkpoint, EmaConfig, Manifest, Memory, Partition, RunFolder, Window, Writer};
@@ -77,6 +77,7 @@ pub fn pixels(n: i64, [c, h, w]: [i64; 3]) -> Result<Tensor> {
 /// Calls `with` on a trainer of random images, as the training loop has one.
 pub fn with_trainer<T>(
     device: Device,
+    group: &Group,
     model: &Model,
     stage: &StageConfig,
     with: impl FnOnce(&mut Trainer) -> Result<T>,
@@ -96,7 +97,7 @@ pub fn with_trainer<T>(
         seed: 0,
         sampler: &SamplerConfig::default(),
         device,
-        group: &Group::alone(),
+        group,
         gradients: GradientDtype::F32,
         config_hash: "bench",
         card: &card,

@@ -1,20 +1,22 @@
 //! Times of repeated work.
 
-use lcsc_torch::{Device, Result, synchronize};
+use lcsc_torch::{Device, Group, Result, synchronize};
 use std::time::{Duration, Instant};
 
 /// Quick work is repeated for as long as this.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
 /// How work is timed.
-pub struct Timer {
+pub struct Timer<'a> {
+    /// The ranks that work at once: all repeat it as often.
+    pub group: &'a Group,
     /// Where it runs.
     pub device: Device,
     /// Timed repeats at least, after one that is not timed.
     pub repeats: usize,
 }
 
-impl Timer {
+impl Timer<'_> {
     /// The seconds of each repeat.
     ///
     /// # Errors
@@ -31,7 +33,7 @@ impl Timer {
     pub fn warm_seconds<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
         self.wait();
         let (mut seconds, first) = (Vec::with_capacity(self.repeats), Instant::now());
-        while seconds.len() < self.repeats || first.elapsed() < AT_LEAST {
+        while seconds.len() < self.repeats || self.group.numbers((first.elapsed() < AT_LEAST).into())?[0] != 0 {
             let began = Instant::now();
             let _done = work()?;
             self.wait();

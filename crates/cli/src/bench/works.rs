@@ -1,12 +1,12 @@
 //! The works that are timed.
 
-use crate::sample;
 use super::cost::{Cost, network as flops};
 use super::setup::{
     CHECKPOINTS, FEATURES, IMAGES, Net, Search, endless, feature_pair, flat, heun, inception, inception_weights,
     one_step, pixels, window, with_trainer,
 };
 use super::timing::{Timer, median};
+use crate::sample;
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use lcsc_diffusion::{LatentSet, SamplerConfig};
@@ -52,6 +52,8 @@ pub enum Work {
     Evaluation,
     /// FID of DDPM++ in one step.
     Fid,
+    /// The sum over several ranks of the gradient of DDPM++ for CIFAR-10.
+    AllReduce,
 }
 
 /// What came out.
@@ -64,6 +66,31 @@ pub struct Timed {
 }
 
 impl Work {
+    /// What so many ranks do where nothing is said.
+    pub fn all(ranks: usize) -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|work| work.problem(ranks).is_none()).collect()
+    }
+
+    /// Why so many ranks cannot do it.
+    pub fn problem(self, ranks: usize) -> Option<&'static str> {
+        match self {
+            Self::TrainTiny | Self::TrainCifar10 | Self::TrainImagenet64 => None,
+            Self::AllReduce if ranks == 1 => {
+                Some("is done by several ranks: lcsc launch --nproc 2 -- bench all-reduce")
+            }
+            Self::AllReduce => None,
+            Self::Checkpoint
+            | Self::SampleOneStep
+            | Self::SampleHeun
+            | Self::Merge
+            | Self::MergeMany
+            | Self::Features
+            | Self::Frechet
+            | Self::Evaluation
+            | Self::Fid => (ranks > 1).then_some("is timed in one process: start it without launch"),
+        }
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
@@ -87,6 +114,7 @@ impl Work {
             Self::Frechet => frechet(timer),
             Self::Evaluation => evaluation(timer, chunk),
             Self::Fid => fid(timer, chunk),
+            Self::AllReduce => all_reduce(timer, precision),
         }
     }
 }
@@ -98,14 +126,28 @@ fn step(trainer: &mut Trainer, batch: u64) -> Result<()> {
 
 /// Steps as the training loop makes them, averages among them.
 fn training(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
-    let (model, batch) = (net.model(precision), net.batch(timer));
-    let stage = endless(batch);
-    let seconds = with_trainer(timer.device, &model, &stage, |trainer| timer.seconds(|| step(trainer, batch)))?;
+    let (model, share) = (net.model(precision), net.batch(timer));
+    // As many images a rank, whatever their number.
+    let batch = share * timer.group.size() as u64;
+    let stage = StageConfig { microbatch: Some(share), ..endless(batch) };
+    let seconds =
+        with_trainer(timer.device, timer.group, &model, &stage, |trainer| timer.seconds(|| step(trainer, batch)))?;
     // The backward pass takes twice the forward one.
-    let cost = Cost::flops(3.0 * batch as f64 * flops(&model.layout));
+    let cost = Cost::flops(3.0 * share as f64 * flops(&model.layout));
     let millions = model.layout.numel() as f64 / 1e6;
     let what = format!("{millions:.1} M parameters, batch {batch}");
     Ok(Timed { what, seconds, cost, items: Some((batch, "img")) })
+}
+
+/// A ring sends and receives 2·(N−1)/N of the vector on each of N ranks.
+fn all_reduce(timer: &Timer, precision: Precision) -> Result<Timed> {
+    let parameters = Net::Cifar10.model(Precision::F32).layout.numel();
+    let gradient = Tensor::f_ones([parameters], (precision.kind(), timer.device))?;
+    let seconds = timer.seconds(|| timer.group.sum(&gradient))?;
+    let ranks = timer.group.size();
+    let bytes = 2 * (ranks - 1) * parameters as usize * gradient.kind().elt_size_in_bytes() / ranks;
+    let what = format!("{:.1} M values of {:?}, {ranks} ranks", parameters as f64 / 1e6, gradient.kind());
+    Ok(Timed { what, seconds, cost: Cost::default(), items: Some((bytes as u64 / 1_000_000, "MB sent")) })
 }
 
 /// What so many steps with a checkpoint of all tracks in f32 among them take longer than as many without, in turn.
@@ -115,8 +157,8 @@ fn checkpoint(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
     let trajectory = TrajectoryConfig { every_nimg, tracks: vec!["all".into()], ..TrajectoryConfig::default() };
     let stage = StageConfig { trajectory: Some(trajectory), ..endless(batch) };
     let round = |trainer: &mut Trainer, steps| (0..steps).try_for_each(|_| step(trainer, batch));
-    let once = Timer { device: timer.device, repeats: 2 * timer.repeats };
-    let seconds = with_trainer(timer.device, &model, &stage, |trainer| {
+    let once = Timer { repeats: 2 * timer.repeats, ..*timer };
+    let seconds = with_trainer(timer.device, timer.group, &model, &stage, |trainer| {
         // So that checkpoints, and what their writing takes, fall into the middle of every second round.
         round(trainer, STEPS / 2)?;
         once.warm_seconds(|| round(trainer, STEPS))

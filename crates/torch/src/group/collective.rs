@@ -62,7 +62,9 @@ impl Backend {
             // SAFETY: the library's initialisers only set up what it uses of libtorch.
             match unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_GLOBAL) } {
                 Err(e) => reasons.push(e.to_string()),
-                Ok(library) => return Self::open_nccl(&library, store, ranks, index).inspect(|_| std::mem::forget(library)),
+                Ok(library) => {
+                    return Self::open_nccl(&library, store, ranks, index).inspect(|_| std::mem::forget(library));
+                }
             }
         }
         bail!(
@@ -80,8 +82,7 @@ impl Backend {
         let (rank, size, index) = (ranks.rank as c_int, ranks.size as c_int, index as c_int);
         let mut handle = std::ptr::null_mut();
         // SAFETY: the store and the place to write to outlive the call.
-        let made =
-            unsafe { open(store.handle(), rank, size, index, ranks.timeout.as_millis() as i64, &mut handle) };
+        let made = unsafe { open(store.handle(), rank, size, index, ranks.timeout.as_millis() as i64, &mut handle) };
         checked("connecting the GPUs of the ranks by NCCL", made)?;
         Ok(Self { handle })
     }
@@ -95,9 +96,7 @@ impl Backend {
     pub(super) fn broadcast(&self, tensor: &Tensor, timeout: Duration) -> Result<()> {
         let timeout = timeout.as_millis() as i64;
         // SAFETY: as above.
-        checked("receiving from rank 0", unsafe {
-            lcsc_broadcast(self.handle, tensor.as_ptr().cast(), 0, timeout)
-        })
+        checked("receiving from rank 0", unsafe { lcsc_broadcast(self.handle, tensor.as_ptr().cast(), 0, timeout) })
     }
 
     /// `own` of all ranks into `all`, which has as many elements a rank.

@@ -58,7 +58,8 @@ impl Ranks {
         if rank >= size {
             bail!("RANK is {rank}, expected less than WORLD_SIZE, which is {size}");
         }
-        let port = u16::try_from(port).map_err(|_| Error::Message(format!("MASTER_PORT is {port}, expected a port")))?;
+        let port =
+            u16::try_from(port).map_err(|_| Error::Message(format!("MASTER_PORT is {port}, expected a port")))?;
         let Some(host) = get("MASTER_ADDR") else { bail!("WORLD_SIZE is {size}, but MASTER_ADDR is not set") };
         let timeout = number(TIMEOUT, Some(SECONDS))?;
         if timeout == 0 {
@@ -90,13 +91,8 @@ impl Ranks {
 mod tests {
     use super::*;
 
-    const STARTED: [(&str, &str); 5] = [
-        ("RANK", "3"),
-        ("WORLD_SIZE", "4"),
-        ("LOCAL_RANK", "1"),
-        ("MASTER_ADDR", "node0"),
-        ("MASTER_PORT", "29500"),
-    ];
+    const STARTED: [(&str, &str); 5] =
+        [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "node0"), ("MASTER_PORT", "29500")];
 
     /// What is read of [`STARTED`] after a change.
     fn read(name: &str, value: Option<&str>) -> std::result::Result<Option<Ranks>, String> {

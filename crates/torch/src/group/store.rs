@@ -3,7 +3,7 @@
 use super::ranks::Ranks;
 use crate::bail;
 use crate::error::{Error, Result};
-use crate::shim::{checked, c_string, own_string};
+use crate::shim::{c_string, checked, own_string};
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
