@@ -5,7 +5,9 @@ use lcsc_torch::{Kind, Tensor};
 use lcsc_trajectory::{RunFolder, TrainingState};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -113,13 +115,13 @@ fn two_and_four_ranks_train_what_one_process_does() {
     for folder in [&two, &four] {
         let distance = distance(folder.path(), one.path());
         println!("relative distance of the parameters: {distance:e}");
-        assert!(distance < 1e-4, "{distance}");
+        assert!(distance < 1e-6, "{distance}");
     }
     let losses = |folder: &TempDir| -> Vec<f64> {
         json_lines(&folder.path().join("run/train.jsonl")).iter().map(|tick| tick["loss"].as_f64().unwrap()).collect()
     };
     for (a, b) in losses(&four).iter().zip(losses(&one)) {
-        assert!((a - b).abs() < 1e-3 * b, "{a} {b}");
+        assert!((a - b).abs() < 1e-5 * b, "{a} {b}");
     }
 }
 
@@ -130,7 +132,7 @@ fn gradients_may_travel_in_bf16() {
     succeed(half.path(), &on("2", &TRAIN, &["--set", "distributed.gradients=bf16"]));
     let distance = distance(half.path(), exact.path());
     println!("relative distance of the parameters: {distance:e}");
-    assert!((1e-6..0.05).contains(&distance), "{distance}");
+    assert!((1e-6..1e-2).contains(&distance), "{distance}");
 }
 
 /// Processes whose parent this is.
@@ -391,6 +393,61 @@ fn torchrun_starts_ranks() {
     let ended = Ended::from(output);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
     assert_equal(folder, launched.path());
+}
+
+/// What Slurm's tools do for a job of two tasks, on this machine.
+const SLURM: [(&str, &str); 2] = [
+    ("scontrol", "#!/bin/bash\nprintf '127.0.0.1\\nnode1\\n'\n"),
+    (
+        "srun",
+        "#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_PROCID=1 SLURM_LOCALID=1 \"$@\" &\n\
+         SLURM_PROCID=0 SLURM_LOCALID=0 \"$@\"\nstatus=$?\nwait -n || exit 1\nexit $status\n",
+    ),
+];
+
+#[test]
+fn the_script_for_slurm_starts_ranks() {
+    let [launched, by_slurm] = [(); 2].map(|()| workplace());
+    succeed(launched.path(), &on("2", &TRAIN, &[]));
+    let tools = tempfile::tempdir().unwrap();
+    for (name, script) in SLURM {
+        let path = tools.path().join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cluster/slurm.sh");
+    let job = "SLURM_JOB_NODELIST=nodes SLURM_NTASKS=2 SLURM_CPUS_PER_TASK=1";
+    let line = format!(
+        "PATH={}:$PATH {job} SLURM_JOB_ID={} {script} {}",
+        tools.path().display(),
+        std::process::id(),
+        TRAIN.join(" ")
+    );
+    let ended = shell(by_slurm.path(), &line);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    assert_equal(by_slurm.path(), launched.path());
+}
+
+#[test]
+fn the_manifest_for_kubernetes_is_a_pytorchjob() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cluster/pytorchjob.yaml");
+    let job: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!((&job["apiVersion"], &job["kind"]), (&"kubeflow.org/v1".into(), &"PyTorchJob".into()));
+    let replicas = job["spec"]["pytorchReplicaSpecs"].as_object().unwrap();
+    assert_eq!(replicas.keys().collect::<Vec<_>>(), ["Master", "Worker"]);
+    assert_eq!(replicas["Master"]["replicas"], 1);
+    for spec in replicas.values() {
+        assert_eq!(spec["restartPolicy"], "OnFailure");
+        let pod = &spec["template"]["spec"];
+        let container = &pod["containers"][0];
+        // The operator sets the variables of the container of this name alone.
+        assert_eq!((&container["name"], &container["command"][0]), (&"pytorch".into(), &"lcsc".into()));
+        assert_eq!(container["resources"]["limits"]["nvidia.com/gpu"], 1);
+        let names = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().into()).collect()
+        };
+        assert_eq!(names(&container["volumeMounts"]), names(&pod["volumes"]));
+    }
 }
 
 #[test]

@@ -69,16 +69,18 @@ fn main() -> ExitCode {
             ExitCode::from(signals.exit_status())
         }
         Ok(Ended::OfRanks(status)) => ExitCode::from(status),
-        Err(report) if report.is::<ranks::EndedByAnother>() => {
-            eprintln!("{report}");
-            ui::keep_error(&report);
-            ExitCode::from(ranks::ENDED_BY_ANOTHER)
-        }
-        Err(report) => {
-            eprintln!("{report:?}");
-            ui::keep_error(&report);
-            ExitCode::FAILURE
-        }
+        Err(report) => match report.downcast_ref() {
+            Some(ranks::End::Told) => ExitCode::FAILURE,
+            Some(ranks::End::ByAnother(known)) => {
+                eprintln!("{known}");
+                ui::keep_error(&report);
+                ExitCode::from(ranks::ENDED_BY_ANOTHER)
+            }
+            None => {
+                ui::tell_error(&report);
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::Ended;
 use crate::args::Command;
 use crate::config::{Config, Loaded};
+use crate::ui;
 use lcsc_torch::{Error, Failure, Group, Ranks, Result};
 use lcsc_trajectory::RunFolder;
 use miette::IntoDiagnostic;
@@ -10,10 +11,16 @@ use miette::IntoDiagnostic;
 /// Exit status of a rank that ends because another one did.
 pub const ENDED_BY_ANOTHER: u8 = 75;
 
-/// Another rank ended, or tells the same; what is known of that.
+/// The end of a rank of which there is no report to be shown.
 #[derive(Debug, miette::Diagnostic, thiserror::Error)]
-#[error("{0}")]
-pub struct EndedByAnother(String);
+pub enum End {
+    /// It is shown already.
+    #[error("ended")]
+    Told,
+    /// Another rank ended, or tells the same: what is known of that.
+    #[error("{0}")]
+    ByAnother(String),
+}
 
 /// Whether this process is told what to do by rank 0, which alone reports.
 pub fn follows(command: &Command) -> bool {
@@ -46,16 +53,24 @@ pub fn takes_part(command: &Command) -> bool {
 /// Meets the other ranks where the environment says that there are any, works with them, and leaves when all are done.
 ///
 /// # Errors
-/// That of `work`, once the others know it; or that of another rank, as [`EndedByAnother`].
+/// That of `work`, once the others know it; else an [`End`].
 pub fn together(work: impl FnOnce(&Group) -> miette::Result<Ended>) -> miette::Result<Ended> {
     let group = match Ranks::from_env().into_diagnostic()? {
         Some(ranks) => Group::join(ranks).into_diagnostic()?,
         None => Group::alone(),
     };
     let ended = work(&group).and_then(|ended| group.leave().into_diagnostic().map(|()| ended));
-    ended.map_err(|report| match group.fail(&report.to_string()) {
-        Failure::Own => report,
-        Failure::OfAnother(known) => EndedByAnother(known).into(),
+    ended.map_err(|report| {
+        // Before the others end and say so.
+        let told = group.size() > 1 && group.leads() && !group.is_broken();
+        if told {
+            ui::tell_error(&report);
+        }
+        match group.fail(&report.to_string()) {
+            Failure::Own if told => End::Told.into(),
+            Failure::Own => report,
+            Failure::OfAnother(known) => End::ByAnother(known).into(),
+        }
     })
 }
 

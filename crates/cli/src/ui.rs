@@ -50,6 +50,12 @@ pub fn log_to(path: &Path) -> lcsc_torch::Result<()> {
     Ok(())
 }
 
+/// Shows what a command ended with, and notes it in the log of the run.
+pub fn tell_error(report: &miette::Report) {
+    eprintln!("{report:?}");
+    keep_error(report);
+}
+
 /// Notes in the log of the run what a command ended with; it is shown already.
 pub fn keep_error(report: &miette::Report) {
     let mut line = String::new();
@@ -141,10 +147,11 @@ impl Signals {
         self.received.load(Ordering::Relaxed) as i64
     }
 
-    /// Takes note of a signal that another process got, or 0: whether one asked to stop.
+    /// Takes note of the signal that all ranks know of, or 0: whether to stop. One that came to this process meanwhile does not
+    /// count yet, since the others go on.
     pub fn hear(&self, signal: i64) -> bool {
         self.received.fetch_max(signal as usize, Ordering::Relaxed);
-        self.stop()
+        signal != 0
     }
 
     /// 128 + the signal's number, as shells report it.

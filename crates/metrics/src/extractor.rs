@@ -72,6 +72,8 @@ impl Extractor {
     /// # Errors
     /// They are not. Another rank is gone.
     pub fn share(&mut self, group: &Group) -> Result<()> {
+        // For rank 0 may train for long.
+        group.told("")?;
         if let Self::Classifier(net) | Self::RandomConvolutions(net) = self {
             net.share(group)?;
         }

@@ -16,14 +16,13 @@ c10::intrusive_ptr<T> borrowed(T *pointer) {
   return c10::intrusive_ptr<T>::reclaim_copy(pointer);
 }
 
-// As PyTorch does, with one exception: ranks of one machine that meet on the loopback address stay on it.
-std::shared_ptr<gloo::transport::Device> device_for(const std::string &host) {
+// As PyTorch does, with one exception: ranks that are all on one machine need no other interface than its loopback.
+std::shared_ptr<gloo::transport::Device> device_for(bool one_machine) {
   const char *interface = std::getenv("GLOO_SOCKET_IFNAME");
   if (interface && *interface) {
     return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
   }
-  bool is_loopback = host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
-  return is_loopback ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
+  return one_machine ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
                      : c10d::ProcessGroupGloo::createDefaultDevice();
 }
 
@@ -64,12 +63,18 @@ char *lcsc_store_get(c10d::Store *store, const char *key, char **value) {
 }
 
 // Collectives on tensors in host memory.
-char *lcsc_group_gloo(c10d::Store *store, const char *host, int rank, int size, int64_t timeout_ms, c10d::Backend **out) {
+char *lcsc_group_gloo(c10d::Store *store, bool one_machine, int rank, int size, int64_t timeout_ms, c10d::Backend **out) {
   return guarded([&] {
     auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(timeout_ms));
-    options->devices.push_back(device_for(host));
+    options->devices.push_back(device_for(one_machine));
     *out = c10::make_intrusive<c10d::ProcessGroupGloo>(borrowed(store), rank, size, options).release();
   });
+}
+
+// Gives up what is under way, for which a GPU would else wait.
+void lcsc_group_abort(c10d::Backend *group) {
+  char *message = guarded([&] { group->abort(); });
+  free(message);
 }
 
 void lcsc_group_close(c10d::Backend *group) { c10::intrusive_ptr<c10d::Backend>::reclaim(group); }

@@ -277,6 +277,11 @@ impl Group {
         self.numbers(0).map(drop)
     }
 
+    /// Whether another rank was found to be gone.
+    pub fn is_broken(&self) -> bool {
+        self.joined.as_ref().is_some_and(|joined| joined.lost.get())
+    }
+
     /// Of a rank that ends with an error: tells the others, or learns from them why they ended.
     pub fn fail(self, message: &str) -> Failure {
         let Some(Joined { ranks, store, host, gpu, lost }) = self.joined else { return Failure::Own };
@@ -306,6 +311,9 @@ impl Group {
             };
         }
         let _ = store.set(&key("lost", ranks.rank), "");
+        if let Some(gpu) = gpu.get() {
+            gpu.abort();
+        }
         let mut reason = None;
         wait_until(LAST_WORDS, || {
             reason = others().find_map(|rank| Some((rank, store.get(&key("failed", rank)).ok().flatten()?)));

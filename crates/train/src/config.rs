@@ -21,7 +21,8 @@ pub struct StageConfig {
     pub nimg: u64,
     /// Images an optimizer step.
     pub batch: u64,
-    /// Images that go through the network at once (gradients are accumulated); by default the whole batch.
+    /// Images that go through the network at once (gradients are accumulated); by default the whole batch, or its share of a run
+    /// that several processes begin.
     #[serde(default)]
     pub microbatch: Option<u64>,
     /// What is minimised.

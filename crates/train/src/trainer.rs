@@ -247,9 +247,12 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Where something failed between two steps, the state after the last one is saved.
+    /// Where something failed between two steps, the state after the last one is saved. A GPU that waits for a rank that is gone
+    /// cannot be read any more.
     fn or_save<T>(&mut self, outcome: Result<T>) -> Result<T> {
-        outcome.or_else(|e| self.save().and(Err(e)))
+        let StageContext { group, device, .. } = &self.context;
+        let hangs = group.is_broken() && device.is_cuda();
+        outcome.or_else(|e| if hangs { Err(e) } else { self.save().and(Err(e)) })
     }
 
     /// Takes note of what the steps since the last time came to, once the device has made them.

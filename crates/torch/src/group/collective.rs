@@ -5,7 +5,7 @@ use super::store::Store;
 use crate::bail;
 use crate::device::near_places;
 use crate::error::Result;
-use crate::shim::{c_string, checked};
+use crate::shim::checked;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::ffi::{c_char, c_int, c_void};
 use std::time::Duration;
@@ -17,12 +17,13 @@ type OpenNccl = unsafe extern "C" fn(Handle, c_int, c_int, c_int, i64, *mut Hand
 unsafe extern "C" {
     fn lcsc_group_gloo(
         store: Handle,
-        host: *const c_char,
+        one_machine: bool,
         rank: c_int,
         size: c_int,
         timeout_ms: i64,
         out: *mut Handle,
     ) -> *mut c_char;
+    fn lcsc_group_abort(group: Handle);
     fn lcsc_group_close(group: Handle);
     fn lcsc_all_reduce(group: Handle, tensor: *const c_void) -> *mut c_char;
     fn lcsc_broadcast(group: Handle, tensor: *const c_void, root: c_int, timeout_ms: i64) -> *mut c_char;
@@ -47,10 +48,10 @@ impl Drop for Backend {
 impl Backend {
     /// For tensors in host memory.
     pub(super) fn gloo(store: &Store, ranks: &Ranks) -> Result<Self> {
-        let (host, mut handle) = (c_string(&ranks.host)?, std::ptr::null_mut());
+        let mut handle = std::ptr::null_mut();
         let (rank, size, timeout) = (ranks.rank as c_int, ranks.size as c_int, ranks.timeout.as_millis() as i64);
-        // SAFETY: the store, the string and the place to write to outlive the call.
-        let made = unsafe { lcsc_group_gloo(store.handle(), host.as_ptr(), rank, size, timeout, &mut handle) };
+        // SAFETY: the store and the place to write to outlive the call.
+        let made = unsafe { lcsc_group_gloo(store.handle(), ranks.one_machine, rank, size, timeout, &mut handle) };
         checked("connecting the ranks (GLOO_SOCKET_IFNAME names a network interface to use)", made)?;
         Ok(Self { handle })
     }
@@ -85,6 +86,12 @@ impl Backend {
         let made = unsafe { open(store.handle(), rank, size, index, ranks.timeout.as_millis() as i64, &mut handle) };
         checked("connecting the GPUs of the ranks by NCCL", made)?;
         Ok(Self { handle })
+    }
+
+    /// Gives up what is under way.
+    pub(super) fn abort(&self) {
+        // SAFETY: the handle is alive.
+        unsafe { lcsc_group_abort(self.handle) }
     }
 
     /// Σ over all ranks, in place.

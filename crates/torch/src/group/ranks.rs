@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// The variable with the seconds that ranks wait for each other.
 pub(super) const TIMEOUT: &str = "LCSC_RANK_TIMEOUT";
-const SECONDS: u64 = 600;
+const SECONDS: u64 = 1800;
 
 /// One of several processes that were started together, as torchrun, `lcsc launch` and Kubernetes' PyTorchJob describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Ranks {
     pub size: usize,
     /// The number of this process among those of its machine.
     pub local_rank: usize,
+    /// Whether all are on one machine.
+    pub one_machine: bool,
     /// Where the store is through which they find each other.
     pub host: String,
     /// Its port.
@@ -30,7 +32,8 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// What the environment says: `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (0 where it is not set), `MASTER_ADDR` and `MASTER_PORT`.
+    /// What the environment says: `RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`, and where they are set `LOCAL_RANK` (else 0)
+    /// and `LOCAL_WORLD_SIZE`.
     /// None where `WORLD_SIZE` is not set or 1: the process is alone.
     ///
     /// # Errors
@@ -69,6 +72,7 @@ impl Ranks {
             rank: rank as usize,
             size: size as usize,
             local_rank: number("LOCAL_RANK", Some(0))? as usize,
+            one_machine: number("LOCAL_WORLD_SIZE", Some(0))? == size,
             host,
             port,
             launcher_serves: get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v.eq_ignore_ascii_case("true")),
@@ -110,14 +114,17 @@ mod tests {
             rank: 3,
             size: 4,
             local_rank: 1,
+            one_machine: false,
             host: "node0".into(),
             port: 29500,
             launcher_serves: false,
             restart: 0,
-            timeout: Duration::from_secs(600),
+            timeout: Duration::from_secs(1800),
         };
         assert_eq!(ranks, expected);
         assert!(read("TORCHELASTIC_USE_AGENT_STORE", Some("True")).unwrap().unwrap().launcher_serves);
+        assert!(read("LOCAL_WORLD_SIZE", Some("4")).unwrap().unwrap().one_machine);
+        assert!(!read("LOCAL_WORLD_SIZE", Some("2")).unwrap().unwrap().one_machine);
         assert_eq!(read("LOCAL_RANK", None).unwrap().unwrap().local_rank, 0);
         assert_eq!(read("WORLD_SIZE", None), Ok(None));
         assert_eq!(read("WORLD_SIZE", Some("1")), Ok(None));

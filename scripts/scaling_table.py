@@ -1,0 +1,70 @@
+"""Writes the tables of docs/scaling.md: scaling_table.py FOLDER PAGE. FOLDER holds what scripts/scaling.sh measured."""
+
+import json
+import pathlib
+import sys
+
+# Of the two networks: parameters, and operations of one image in training (three times the forward pass), as `lcsc bench` counts.
+NETWORKS = {"DDPM++, CIFAR-10": ("cifar10", 55.7e6, 63.7e9), "ADM, ImageNet-64": ("imagenet64", 295.9e6, 623e9)}
+# Bytes a second that a rank sends and receives at once, and seconds until a message is there.
+LINKS = {"NVLink 4": (450e9, 5e-6), "100 Gb Ethernet": (12.5e9, 30e-6)}
+# Operations a second that a GPU is taken to sustain in bf16.
+SUSTAINED = 200e12
+
+
+def measured(folder):
+    lines = ["| work | ranks | images a step | median step | images a second | of one rank's, times ranks |", "|---|---|---|---|---|---|"]
+    alone = {}
+    for path in sorted(folder.glob("steps-*.json")):
+        result = json.loads(path.read_text())
+        ranks = result["ranks"]
+        for row in result["rows"]:
+            images = ranks * int(row["what"].rsplit(" ", 1)[1]) // ranks
+            rate = images / row["seconds"]
+            alone.setdefault(row["work"], rate / ranks)
+            share = rate / ranks / alone[row["work"]]
+            lines.append(f"| `{row['work']}` | {ranks} | {images} | {1e3 * row['seconds']:,.0f} ms | {rate:,.1f} | {share:.0%} |")
+    lines += ["", "| sum of 55.7 M values | ranks | median | sent by a rank | a second |", "|---|---|---|---|---|"]
+    for path in sorted(folder.glob("sum-*.json")):
+        result = json.loads(path.read_text())
+        (row,) = result["rows"]
+        ranks, size = result["ranks"], 2 if result["precision"] == "bf16" else 4
+        sent = 2 * (ranks - 1) / ranks * 55.7e6 * size
+        lines.append(
+            f"| {result['precision']} | {ranks} | {1e3 * row['seconds']:,.0f} ms | {sent / 1e6:,.0f} MB | {sent / row['seconds'] / 1e9:.2f} GB |"
+        )
+    return lines
+
+
+def ring(ranks, size, link):
+    """Seconds: 2(N−1) messages of 1/N of the vector, each rank sending and receiving at once."""
+    bandwidth, latency = LINKS[link]
+    return 2 * (ranks - 1) * (size / ranks / bandwidth + latency)
+
+
+def computed():
+    lines = ["| parameters | link | ranks | f32 | bf16 | images a rank for 90 %, f32 | bf16 |", "|---|---|---|---|---|---|---|"]
+    for name, (_, parameters, operations) in NETWORKS.items():
+        for link in LINKS:
+            for ranks in (2, 8, 64):
+                times = [ring(ranks, size * parameters, link) for size in (4, 2)]
+                # The sum is at most a tenth of the whole step.
+                images = [9 * time * SUSTAINED / operations for time in times]
+                lines.append(
+                    f"| {parameters / 1e6:.0f} M ({name}) | {link} | {ranks} | {1e3 * times[0]:.2f} ms | {1e3 * times[1]:.2f} ms "
+                    f"| {max(1, round(images[0]))} | {max(1, round(images[1]))} |"
+                )
+    return lines
+
+
+def main():
+    folder, page = map(pathlib.Path, sys.argv[1:])
+    text = page.read_text()
+    for name, lines in (("measured", measured(folder)), ("computed", computed())):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, rest = text.split(begin)
+        text = head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    page.write_text(text)
+
+
+main()
