@@ -2,37 +2,40 @@
 
 import json
 import pathlib
+import statistics
 import sys
 
 # Of the two networks: parameters, and operations of one image in training (three times the forward pass), as `lcsc bench` counts.
-NETWORKS = {"DDPM++, CIFAR-10": ("cifar10", 55.7e6, 63.7e9), "ADM, ImageNet-64": ("imagenet64", 295.9e6, 623e9)}
+NETWORKS = {"DDPM++, CIFAR-10": (55.7e6, 127.1e9), "ADM, ImageNet-64": (295.9e6, 657.8e9)}
 # Bytes a second that a rank sends and receives at once, and seconds until a message is there.
 LINKS = {"NVLink 4": (450e9, 5e-6), "100 Gb Ethernet": (12.5e9, 30e-6)}
 # Operations a second that a GPU is taken to sustain in bf16.
 SUSTAINED = 200e12
 
 
+def seconds(folder, pattern, work):
+    """Median over rounds of the medians."""
+    rows = [row for path in folder.glob(pattern) for row in json.loads(path.read_text())["rows"]]
+    return statistics.median(row["seconds"] for row in rows if row["work"] == work)
+
+
 def measured(folder):
-    lines = ["| work | ranks | images a step | median step | images a second | of one rank's, times ranks |", "|---|---|---|---|---|---|"]
-    alone = {}
-    for path in sorted(folder.glob("steps-*.json")):
-        result = json.loads(path.read_text())
-        ranks = result["ranks"]
-        for row in result["rows"]:
-            images = ranks * int(row["what"].rsplit(" ", 1)[1]) // ranks
-            rate = images / row["seconds"]
-            alone.setdefault(row["work"], rate / ranks)
-            share = rate / ranks / alone[row["work"]]
-            lines.append(f"| `{row['work']}` | {ranks} | {images} | {1e3 * row['seconds']:,.0f} ms | {rate:,.1f} | {share:.0%} |")
-    lines += ["", "| sum of 55.7 M values | ranks | median | sent by a rank | a second |", "|---|---|---|---|---|"]
-    for path in sorted(folder.glob("sum-*.json")):
-        result = json.loads(path.read_text())
-        (row,) = result["rows"]
-        ranks, size = result["ranks"], 2 if result["precision"] == "bf16" else 4
-        sent = 2 * (ranks - 1) / ranks * 55.7e6 * size
-        lines.append(
-            f"| {result['precision']} | {ranks} | {1e3 * row['seconds']:,.0f} ms | {sent / 1e6:,.0f} MB | {sent / row['seconds'] / 1e9:.2f} GB |"
-        )
+    numbers = sorted({json.loads(path.read_text())["ranks"] for path in folder.glob("steps-*.json")})
+    lines = [
+        "| work | ranks | images a step | step | as many processes that know nothing of each other | images a second |",
+        "|---|---|---|---|---|---|",
+    ]
+    for work, share in (("train-tiny", 64), ("train-cifar10", 4)):
+        for ranks in numbers:
+            step, images = seconds(folder, f"steps-{ranks}-*.json", work), share * ranks
+            apart = f"{1e3 * seconds(folder, f'apart-{ranks}-*.json', work):,.0f} ms" if ranks > 1 else ""
+            lines.append(f"| `{work}` | {ranks} | {images} | {1e3 * step:,.0f} ms | {apart} | {images / step:,.2f} |")
+    lines += ["", "| sum of 55.7 M values | ranks | time | sent by a rank | a second |", "|---|---|---|---|---|"]
+    for precision, size in (("f32", 4), ("bf16", 2)):
+        for ranks in numbers[1:]:
+            time = seconds(folder, f"sum-{precision}-{ranks}-*.json", "all-reduce")
+            sent = 2 * (ranks - 1) / ranks * 55.7e6 * size
+            lines.append(f"| {precision} | {ranks} | {1e3 * time:,.0f} ms | {sent / 1e6:,.0f} MB | {sent / time / 1e9:.2f} GB |")
     return lines
 
 
@@ -44,7 +47,7 @@ def ring(ranks, size, link):
 
 def computed():
     lines = ["| parameters | link | ranks | f32 | bf16 | images a rank for 90 %, f32 | bf16 |", "|---|---|---|---|---|---|---|"]
-    for name, (_, parameters, operations) in NETWORKS.items():
+    for name, (parameters, operations) in NETWORKS.items():
         for link in LINKS:
             for ranks in (2, 8, 64):
                 times = [ring(ranks, size * parameters, link) for size in (4, 2)]

@@ -159,7 +159,7 @@ pub fn machine(device: DeviceChoice, threads: Option<usize>, group: &Group) -> m
     let found = group.all_ok(of_rank.resolve()).into_diagnostic()?;
     group.use_device(found).into_diagnostic()?;
     if group.size() > 1 {
-        tracing::info!("rank {} of {}, together", group.rank(), group.size());
+        tracing::info!("{} processes compute together", group.size());
     }
     match (device, found) {
         (DeviceChoice::Auto, Device::Cpu) => {

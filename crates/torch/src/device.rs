@@ -65,7 +65,7 @@ pub fn open_cuda() -> &'static CudaStatus {
 }
 
 /// What the loader said: the innermost error.
-fn loader_reason(error: &dyn std::error::Error) -> String {
+pub(crate) fn loader_reason(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), loader_reason)
 }
 

@@ -4,9 +4,12 @@
 //! tensors in host memory travel by Gloo, tensors of a GPU by NCCL.
 
 mod collective;
+mod failure;
 mod ranks;
 mod store;
 
+pub use collective::open_nccl_library;
+pub use failure::Failure;
 pub use ranks::Ranks;
 pub use store::Store;
 
@@ -19,8 +22,6 @@ use tch::{Device, Kind, Tensor};
 
 /// How long rank 0 may be at something of its own before the others give up; its end they notice at once.
 const LEAD_PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// How long a rank that failed waits for the others to learn why, and they for it to say so.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(50);
 
 /// The processes that compute together; one that is alone is a group as well, whose collectives do nothing.
@@ -35,19 +36,11 @@ pub struct Group {
 struct Joined {
     ranks: Ranks,
     store: Store,
-    host: Backend,
+    /// None once it is closed.
+    host: Option<Backend>,
     gpu: OnceCell<Backend>,
     /// A collective failed: another rank has ended or does not answer.
     lost: Cell<bool>,
-}
-
-/// Why a rank ends with an error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// By its own error.
-    Own,
-    /// Since another rank ended, or by an error that rank 0 tells: what is known of that.
-    OfAnother(String),
 }
 
 impl Group {
@@ -63,7 +56,7 @@ impl Group {
     pub fn join(ranks: Ranks) -> Result<Self> {
         let store = Store::open(&ranks)?;
         wait_for_all(&ranks, &store)?;
-        let host = Backend::gloo(&store, &ranks)?;
+        let host = Some(Backend::gloo(&store, &ranks)?);
         let (rank, size) = (ranks.rank, ranks.size);
         let joined = Joined { ranks, store, host, gpu: OnceCell::new(), lost: Cell::new(false) };
         let group = Self { rank, size, joined: Some(joined) };
@@ -142,9 +135,10 @@ impl Group {
     fn collective(&self, tensor: &Tensor, work: impl FnOnce(&Backend) -> Result<()>) -> Result<()> {
         let Some(joined) = &self.joined else { return Ok(()) };
         let backend = match tensor.device() {
-            Device::Cpu => &joined.host,
-            _ => joined.gpu.get().ok_or_else(|| Error::msg("the GPUs of the ranks are not connected"))?,
+            Device::Cpu => joined.host.as_ref(),
+            _ => joined.gpu.get(),
         };
+        let backend = backend.ok_or_else(|| Error::msg("the ranks are not connected"))?;
         work(backend).inspect_err(|_| joined.lost.set(true))
     }
 
@@ -284,59 +278,11 @@ impl Group {
 
     /// Of a rank that ends with an error: tells the others, or learns from them why they ended.
     pub fn fail(self, message: &str) -> Failure {
-        let Some(Joined { ranks, store, host, gpu, lost }) = self.joined else { return Failure::Own };
-        let others = || (0..ranks.size).filter(|rank| *rank != ranks.rank);
-        let key = |what: &str, rank: usize| format!("{what}/{rank}");
-        if !lost.get() {
-            let _ = store.set(&key("failed", ranks.rank), message);
-            // From here on collectives of the others fail.
-            drop((host, gpu));
-            // They read the reason from the store, which may be in this process.
-            if ranks.serves() {
-                let knows = |rank| Ok::<_, Error>(store.has(&key("lost", rank))? || store.has(&key("failed", rank))?);
-                wait_until(LAST_WORDS, || others().all(|rank| knows(rank).unwrap_or(true)));
-            }
-            if ranks.rank == 0 {
-                return Failure::Own;
-            }
-            // What all ranks find, rank 0 alone tells.
-            let mut of_0 = None;
-            wait_until(LAST_WORDS, || {
-                of_0 = store.get(&key("failed", 0)).ok().flatten();
-                of_0.is_some() || store.has(&key("lost", 0)).unwrap_or(true)
-            });
-            return match of_0 {
-                Some(text) if text.ends_with(message) => Failure::OfAnother("rank 0 tells why".into()),
-                Some(_) | None => Failure::Own,
-            };
+        match self.joined {
+            None => Failure::Own,
+            Some(joined) if joined.lost.get() => joined.learn_why(message),
+            Some(joined) => joined.tell_why(message),
         }
-        let _ = store.set(&key("lost", ranks.rank), "");
-        if let Some(gpu) = gpu.get() {
-            gpu.abort();
-        }
-        let mut reason = None;
-        wait_until(LAST_WORDS, || {
-            reason = others().find_map(|rank| Some((rank, store.get(&key("failed", rank)).ok().flatten()?)));
-            reason.is_some()
-        });
-        if let Some((rank, reason)) = reason {
-            return Failure::OfAnother(format!("rank {rank} ended: {reason}"));
-        }
-        let silent: Vec<String> = others()
-            .filter(|rank| !store.has(&key("lost", *rank)).unwrap_or(*rank != 0))
-            .map(|rank| rank.to_string())
-            .collect();
-        let silent = if silent.is_empty() { "another".into() } else { silent.join(", ") };
-        Failure::OfAnother(format!(
-            "rank {silent} is gone or does not answer (killed, out of memory, or its machine or network is down): {message}"
-        ))
-    }
-}
-
-fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !done() && began.elapsed() < patience {
-        std::thread::sleep(POLL);
     }
 }
 

@@ -43,7 +43,7 @@ pub use device::{
     set_cpu_threads, synchronize, upload,
 };
 pub use error::{Context, Error, Invalid, Result};
-pub use group::{Failure, Group, Ranks, Store};
+pub use group::{Failure, Group, Ranks, Store, open_nccl_library};
 pub use guard::{catch, install_panic_hook};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
 pub use memory::{device_memory, host_memory};

@@ -275,17 +275,20 @@ impl<'a> Trainer<'a> {
 
     /// Loss and gradient of the next batch, summed over rounds of `microbatch` images and over ranks.
     fn gradient(&mut self) -> Result<Gradient> {
-        let gradient = self.own_gradient()?;
+        let own = self.own_gradient()?;
         let StageContext { group, gradients, .. } = &self.context;
         if group.size() == 1 {
-            return Ok(gradient);
+            return Ok(own);
         }
-        for sum in [&gradient.loss, &gradient.by_sigma] {
-            group.sum(sum)?;
-        }
-        let grad = gradient.grad.f_to_kind(gradients.kind())?;
+        let losses = Tensor::f_cat(&[own.loss.f_view([1])?, own.by_sigma.f_flatten(0, -1)?], 0)?;
+        group.sum(&losses)?;
+        let grad = own.grad.f_to_kind(gradients.kind())?;
         group.sum(&grad)?;
-        Ok(Gradient { grad: grad.f_to_kind(Kind::Float)?, ..gradient })
+        Ok(Gradient {
+            loss: losses.f_get(0)?,
+            by_sigma: losses.f_narrow(0, 1, own.by_sigma.numel() as i64)?.f_view_as(&own.by_sigma)?,
+            grad: grad.f_to_kind(Kind::Float)?,
+        })
     }
 
     /// This rank's part of the next batch: as many whole rounds as every other has.

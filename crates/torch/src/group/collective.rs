@@ -3,7 +3,7 @@
 use super::ranks::Ranks;
 use super::store::Store;
 use crate::bail;
-use crate::device::near_places;
+use crate::device::{loader_reason, near_places};
 use crate::error::Result;
 use crate::shim::checked;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -33,6 +33,25 @@ unsafe extern "C" {
 /// The library that scripts/build_nccl.sh makes.
 const NCCL: &str = "liblcsc_nccl.so";
 
+/// Opens the library for collectives among GPUs, once libtorch's CUDA half is open.
+///
+/// # Errors
+/// It is not there, or of another libtorch: with the loader's reason for each place.
+pub fn open_nccl_library() -> Result<Library> {
+    let mut reasons = Vec::new();
+    for place in near_places(NCCL) {
+        // SAFETY: the library's initialisers only set up what it uses of libtorch.
+        match unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_GLOBAL) } {
+            Err(e) => reasons.push(loader_reason(&e)),
+            Ok(library) => return Ok(library),
+        }
+    }
+    bail!(
+        "several GPUs need {NCCL}, which cannot be opened: {}. `scripts/setup.sh --cuda` builds it",
+        reasons.join("; ")
+    )
+}
+
 /// A `c10d::Backend`.
 pub(super) struct Backend {
     handle: Handle,
@@ -58,20 +77,10 @@ impl Backend {
 
     /// For tensors of CUDA device `index`, once libtorch's CUDA half is open.
     pub(super) fn nccl(store: &Store, ranks: &Ranks, index: usize) -> Result<Self> {
-        let mut reasons = Vec::new();
-        for place in near_places(NCCL) {
-            // SAFETY: the library's initialisers only set up what it uses of libtorch.
-            match unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_GLOBAL) } {
-                Err(e) => reasons.push(e.to_string()),
-                Ok(library) => {
-                    return Self::open_nccl(&library, store, ranks, index).inspect(|_| std::mem::forget(library));
-                }
-            }
-        }
-        bail!(
-            "several GPUs need {NCCL}, which cannot be opened: {}. `scripts/setup.sh --cuda` builds it",
-            reasons.join("; ")
-        )
+        let library = open_nccl_library()?;
+        let opened = Self::open_nccl(&library, store, ranks, index);
+        std::mem::forget(library); // it stays until the process ends
+        opened
     }
 
     fn open_nccl(library: &Library, store: &Store, ranks: &Ranks, index: usize) -> Result<Self> {

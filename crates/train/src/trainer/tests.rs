@@ -5,13 +5,14 @@ use lcsc_diffusion::{
     CdConfig, CtConfig, DdpmConfig, DdpmPreconditioning, EctConfig, EdmConfig, IctConfig, ObjectiveConfig, OdeConfig,
     PreconditioningConfig,
 };
-use lcsc_torch::{AdamConfig, OptimizerConfig, Precision, set_cpu_threads};
+use lcsc_torch::{AdamConfig, OptimizerConfig, Precision, Ranks, Store, set_cpu_threads};
 use lcsc_trajectory::{EmaConfig, JsonLines, Manifest, TrajectoryConfig};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 const STEPS: u64 = 6;
 const BATCH: u64 = 8;
@@ -390,4 +391,37 @@ fn sheets_are_not_made_so_often_that_they_cost_much() {
     // 64 images of 35 evaluations are 2 % of 37,333 trained ones at three evaluations each.
     assert_eq!(every(100_000, None, 35), Some(37_333));
     assert_eq!([every(100, Some(0), 1), every(100, Some(1), 1)], [None, Some(BATCH)]);
+}
+
+#[test]
+fn ranks_that_hold_other_parameters_are_found_out() {
+    let _turn = turn();
+    let (_store, port) = Store::serve().unwrap();
+    let train = |rank: usize| {
+        let (host, timeout) = ("127.0.0.1".to_string(), Duration::from_secs(20));
+        let ranks = Ranks {
+            rank,
+            size: 2,
+            local_rank: rank,
+            one_machine: true,
+            host,
+            port,
+            launcher_serves: true,
+            restart: 0,
+            timeout,
+        };
+        let bench = Bench { group: Group::join(ranks).unwrap(), ..Bench::new() };
+        let stage = StageConfig { microbatch: Some(BATCH / 2), ..stage() };
+        let weights = bench.model.layout.init(rank as u64, Device::Cpu).unwrap();
+        let mut trainer = Trainer::new(bench.context(&stage), weights).unwrap();
+        trainer.train_until(stage.images(), &|| Ok(false), &ProgressBar::hidden()).unwrap_err().to_string()
+    };
+    let train = &train;
+    let texts = std::thread::scope(|scope| {
+        let threads = [0, 1].map(|rank| scope.spawn(move || train(rank)));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(texts[0], texts[1]);
+    let expected = "stage `edm`, after 8 images: the ranks hold different parameters (whose bits sum to [";
+    assert!(texts[0].starts_with(expected), "{}", texts[0]);
 }
