@@ -7,6 +7,7 @@ use lcsc_data::{DataConfig, Dataset};
 use lcsc_metrics::{Preparation, Progress, RealImages};
 use lcsc_torch::{Device, SafeFile, Stream, Tensor, derive_seed, set_cpu_threads};
 use lcsc_trajectory::METADATA;
+use npyz::npz::NpzArchive;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -170,6 +171,13 @@ pub fn without_times(log: &Path) -> Vec<Value> {
 /// The value of a JSON file.
 pub fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Shape and values of an array of an npz file.
+pub fn npz<T: npyz::Deserialize>(path: &Path, name: &str) -> (Vec<u64>, Vec<T>) {
+    let mut archive = NpzArchive::open(path).unwrap();
+    let array = archive.by_name(name).unwrap().expect("the array is there");
+    (array.shape().to_vec(), array.into_vec().unwrap())
 }
 
 /// All files below a folder, by their path in it.

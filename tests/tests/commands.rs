@@ -3,7 +3,6 @@
 use lcsc_tests::*;
 use lcsc_torch::{Kind, SafeFile};
 use lcsc_trajectory::{Manifest, RunFolder, TrainingState};
-use npyz::npz::NpzArchive;
 use serde_json::Value;
 use std::path::Path;
 
@@ -22,13 +21,6 @@ fn small<'a>(command: &'a str, out: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec![command, TINY, "--out", out];
     SMALL.iter().chain(sets).for_each(|set| args.extend(["--set", set]));
     args
-}
-
-/// Shape and values of an array of an npz file.
-fn npz<T: npyz::Deserialize>(path: &Path, name: &str) -> (Vec<u64>, Vec<T>) {
-    let mut archive = NpzArchive::open(path).unwrap();
-    let array = archive.by_name(name).unwrap().expect("the array is there");
-    (array.shape().to_vec(), array.into_vec().unwrap())
 }
 
 #[test]
