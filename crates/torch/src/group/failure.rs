@@ -23,6 +23,8 @@ enum Note {
     Failed,
     /// It found another one gone.
     Lost,
+    /// It needs the store no more.
+    Done,
 }
 
 impl Joined {
@@ -30,6 +32,7 @@ impl Joined {
         match note {
             Note::Failed => format!("failed/{rank}"),
             Note::Lost => format!("lost/{rank}"),
+            Note::Done => format!("done/{rank}"),
         }
     }
 
@@ -56,12 +59,8 @@ impl Joined {
         self.note(Note::Failed, message);
         // From here on collectives of the others fail.
         drop((self.host.take(), self.gpu.take()));
-        if self.ranks.serves() {
-            // They read the reason from the store, which is in this process.
-            let knows = |rank| Ok::<_, crate::Error>(self.has(Note::Lost, rank)? || self.has(Note::Failed, rank)?);
-            wait_until(LAST_WORDS, || self.others().all(|rank| knows(rank).unwrap_or(true)));
-        }
         if self.ranks.rank == 0 {
+            self.leave_store();
             return Failure::Own;
         }
         let mut of_0 = None;
@@ -69,6 +68,7 @@ impl Joined {
             of_0 = self.failed(0);
             of_0.is_some() || self.has(Note::Lost, 0).unwrap_or(true)
         });
+        self.leave_store();
         match of_0 {
             Some(text) if text.ends_with(message) => Failure::OfAnother("rank 0 tells why".into()),
             Some(_) | None => Failure::Own,
@@ -98,11 +98,16 @@ impl Joined {
             },
             |(rank, reason)| format!("rank {rank} ended: {reason}"),
         );
-        if self.ranks.serves() {
-            // The others ask the store the same.
-            std::thread::sleep(LAST_WORDS / 2);
-        }
+        self.leave_store();
         Failure::OfAnother(known)
+    }
+
+    /// The rank that keeps the store waits until the others need it no more.
+    fn leave_store(&self) {
+        self.note(Note::Done, "");
+        if self.ranks.serves() {
+            wait_until(LAST_WORDS, || self.others().all(|rank| self.has(Note::Done, rank).unwrap_or(true)));
+        }
     }
 }
 
