@@ -3,7 +3,7 @@
 use crate::args::{Args, LaunchArgs};
 use crate::{Ended, ranks, ui};
 use clap::Parser;
-use lcsc_torch::Store;
+use lcsc_torch::{Ranks, Store};
 use miette::{IntoDiagnostic, WrapErr};
 use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -38,7 +38,6 @@ pub fn command(args: &LaunchArgs, signals: &ui::Signals) -> miette::Result<Ended
 
 /// One of the processes.
 struct Rank {
-    number: usize,
     child: Child,
     status: Option<ExitStatus>,
     /// What passes its lines on.
@@ -51,10 +50,7 @@ impl Rank {
         let mut command = Command::new(program);
         command
             .args(&args.command)
-            .envs([("RANK", number), ("LOCAL_RANK", number)].map(|(name, value)| (name, value.to_string())))
-            .envs(["WORLD_SIZE", "LOCAL_WORLD_SIZE"].map(|name| (name, args.nproc.to_string())))
-            .envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port.to_string())])
-            .envs([("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "0")])
+            .envs(Ranks::of_this_machine(number, args.nproc, port).to_env())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -73,7 +69,16 @@ impl Rank {
             pass_on(number, child.stdout.take(), |line| drop(std::io::stdout().write_all(line))),
             pass_on(number, child.stderr.take(), |line| drop(std::io::stderr().write_all(line))),
         ];
-        Ok(Self { number, child, status: None, outputs })
+        Ok(Self { child, status: None, outputs })
+    }
+
+    /// Its status, once, when it has ended.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        if self.status.is_some() {
+            return None;
+        }
+        self.status = self.child.try_wait().ok().flatten();
+        self.status
     }
 
     fn signal(&self, signal: i32) {
@@ -100,47 +105,59 @@ fn pass_on(rank: usize, from: Option<impl Read + Send + 'static>, write: fn(&[u8
     })
 }
 
-/// Waits for the end of all; what the first that failed ended with is what all end with.
+/// Waits for the end of all; what the first that failed by itself ended with is what all end with.
 fn watch(ranks: &mut [Rank], signals: &ui::Signals) -> Ended {
     let mut passed_on = false;
-    let mut failed: Option<(ExitStatus, Instant)> = None;
+    let (mut failed, mut ending): (Option<ExitStatus>, Option<Instant>) = (None, None);
     while ranks.iter().any(|rank| rank.status.is_none()) {
         if signals.stop() && !passed_on {
             passed_on = true;
             ranks.iter().for_each(|rank| rank.signal(signals.received() as i32));
         }
         for i in 0..ranks.len() {
-            let rank = &mut ranks[i];
-            if rank.status.is_some() {
-                continue;
-            }
-            rank.status = rank.child.try_wait().ok().flatten();
-            if let Some(status) = rank.status
-                && failed.is_none()
-                && is_failure(status)
-            {
-                eprintln!("lcsc launch: rank {} {}: the others are ended", rank.number, described(status));
-                failed = Some((status, Instant::now()));
+            let Some(status) = ranks[i].ended() else { continue };
+            let end = End::of(status);
+            if end == End::ByItself && failed.is_none() {
+                eprintln!("lcsc launch: rank {i} {}: the others are ended", described(status));
+                failed = Some(status);
                 ranks.iter().for_each(|rank| rank.signal(SIGTERM));
             }
+            if end != End::Orderly {
+                ending.get_or_insert_with(Instant::now);
+            }
         }
-        if failed.is_some_and(|(_, at)| at.elapsed() > GRACE) {
+        if ending.is_some_and(|since| since.elapsed() > GRACE) {
             ranks.iter().for_each(|rank| rank.signal(SIGKILL));
         }
         sleep(POLL);
     }
     let last = ranks.iter().filter_map(|rank| rank.status).find(|status| !status.success());
-    match failed.map(|(status, _)| status).or(last) {
+    match failed.or(last) {
         None => Ended::Done,
         Some(status) => Ended::OfRanks(code(status)),
     }
 }
 
-/// Whether a rank ended by its own fault: neither done, nor stopped, nor since another one failed.
-fn is_failure(status: ExitStatus) -> bool {
-    let stopped = [SIGINT, SIGTERM].map(|signal| 128 + signal);
-    let code = status.code();
-    !status.success() && code != Some(ranks::ENDED_BY_ANOTHER.into()) && !stopped.map(Some).contains(&code)
+/// Why a rank ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was done, or stopped with everything saved.
+    Orderly,
+    /// Another one failed.
+    ByAnother,
+    /// It failed.
+    ByItself,
+}
+
+impl End {
+    fn of(status: ExitStatus) -> Self {
+        let stopped = [SIGINT, SIGTERM].map(|signal| Some(128 + signal));
+        match status.code() {
+            code if status.success() || stopped.contains(&code) => Self::Orderly,
+            Some(code) if code == i32::from(ranks::ENDED_BY_ANOTHER) => Self::ByAnother,
+            Some(_) | None => Self::ByItself,
+        }
+    }
 }
 
 fn code(status: ExitStatus) -> u8 {

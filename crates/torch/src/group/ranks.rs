@@ -81,6 +81,36 @@ impl Ranks {
         }))
     }
 
+    /// One of `size` processes on this machine, for which the one that starts them [keeps the store](super::Store::serve) at `port`.
+    pub fn of_this_machine(rank: usize, size: usize, port: u16) -> Self {
+        Self {
+            rank,
+            size,
+            local_rank: rank,
+            one_machine: true,
+            host: "127.0.0.1".into(),
+            port,
+            launcher_serves: true,
+            restart: 0,
+            timeout: Duration::from_secs(SECONDS),
+        }
+    }
+
+    /// The variables that tell a process of this machine who it is, as [`Self::from_env`] reads them; how long to wait is left to the
+    /// user.
+    pub fn to_env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("RANK", self.rank.to_string()),
+            ("WORLD_SIZE", self.size.to_string()),
+            ("LOCAL_RANK", self.local_rank.to_string()),
+            ("LOCAL_WORLD_SIZE", self.size.to_string()),
+            ("MASTER_ADDR", self.host.clone()),
+            ("MASTER_PORT", self.port.to_string()),
+            ("TORCHELASTIC_USE_AGENT_STORE", "True".into()),
+            ("TORCHELASTIC_RESTART_COUNT", self.restart.to_string()),
+        ]
+    }
+
     /// Whether this process keeps the store.
     pub(super) fn serves(&self) -> bool {
         self.rank == 0 && !self.launcher_serves
@@ -128,6 +158,14 @@ mod tests {
         assert_eq!(read("LOCAL_RANK", None).unwrap().unwrap().local_rank, 0);
         assert_eq!(read("WORLD_SIZE", None), Ok(None));
         assert_eq!(read("WORLD_SIZE", Some("1")), Ok(None));
+    }
+
+    #[test]
+    fn what_a_launcher_sets_is_read() {
+        let ranks = Ranks::of_this_machine(1, 2, 4711);
+        let env = ranks.to_env();
+        let get = |asked: &str| env.iter().find(|(name, _)| *name == asked).map(|(_, value)| value.clone());
+        assert_eq!(Ranks::from(get).unwrap(), Some(ranks));
     }
 
     #[test]

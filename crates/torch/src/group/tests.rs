@@ -5,18 +5,7 @@ use std::thread;
 fn on_ranks<T: Send>(size: usize, work: impl Fn(Group) -> T + Sync) -> Vec<T> {
     let (_store, port) = Store::serve().unwrap();
     let join = |rank| {
-        let (host, timeout) = ("127.0.0.1".into(), Duration::from_secs(20));
-        let ranks = Ranks {
-            rank,
-            size,
-            local_rank: rank,
-            one_machine: true,
-            host,
-            port,
-            launcher_serves: true,
-            restart: 0,
-            timeout,
-        };
+        let ranks = Ranks { timeout: Duration::from_secs(20), ..Ranks::of_this_machine(rank, size, port) };
         Group::join(ranks).unwrap()
     };
     let (join, work) = (&join, &work);
@@ -155,18 +144,7 @@ fn a_rank_that_ends_without_a_word_is_named() {
 #[test]
 fn a_rank_that_never_comes_is_named() {
     let (_store, port) = Store::serve().unwrap();
-    let (host, timeout) = ("127.0.0.1".to_string(), Duration::from_millis(300));
-    let ranks = Ranks {
-        rank: 0,
-        size: 3,
-        local_rank: 0,
-        one_machine: true,
-        host,
-        port,
-        launcher_serves: true,
-        restart: 0,
-        timeout,
-    };
+    let ranks = Ranks { timeout: Duration::from_millis(300), ..Ranks::of_this_machine(0, 3, port) };
     let text = Group::join(ranks.clone()).err().unwrap().to_string();
     assert!(text.starts_with("rank 1, 2 of 3 did not come to 127.0.0.1:"), "{text}");
     let nowhere = Ranks { port: 1, ..ranks };

@@ -398,18 +398,7 @@ fn ranks_that_hold_other_parameters_are_found_out() {
     let _turn = turn();
     let (_store, port) = Store::serve().unwrap();
     let train = |rank: usize| {
-        let (host, timeout) = ("127.0.0.1".to_string(), Duration::from_secs(20));
-        let ranks = Ranks {
-            rank,
-            size: 2,
-            local_rank: rank,
-            one_machine: true,
-            host,
-            port,
-            launcher_serves: true,
-            restart: 0,
-            timeout,
-        };
+        let ranks = Ranks { timeout: Duration::from_secs(20), ..Ranks::of_this_machine(rank, 2, port) };
         let bench = Bench { group: Group::join(ranks).unwrap(), ..Bench::new() };
         let stage = StageConfig { microbatch: Some(BATCH / 2), ..stage() };
         let weights = bench.model.layout.init(rank as u64, Device::Cpu).unwrap();
