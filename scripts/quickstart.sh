@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
-echo "quickstart: building; the first time some 290 crates, which takes longer than the run itself"
+echo "quickstart: building; the first time some 300 crates, which takes longer than the run itself"
 cargo build --release --package lcsc-cli
 exec target/release/lcsc run configs/quickstart.toml "$@"

@@ -103,7 +103,7 @@ pub fn share_batches(loaded: &mut Loaded, run: &RunFolder, group: &Group) -> mie
 
 fn settle_rounds(config: &mut Config, begun: Option<&Config>, ranks: u64) -> Result<()> {
     for (i, stage) in config.stage.iter_mut().enumerate() {
-        let before = begun.and_then(|begun| begun.stage.get(i));
+        let before = begun.and_then(|begun| begun.stage.get(i)).filter(|before| before.batch == stage.batch);
         if stage.microbatch.is_none() {
             stage.microbatch = match before {
                 Some(before) => before.microbatch,
@@ -151,6 +151,10 @@ mod tests {
             settle_rounds(&mut again, Some(&config), ranks).unwrap();
             assert_eq!(again, config);
         }
+        // Of another batch it is another run.
+        let mut other = smoke(&[&format!("stage.0.batch={}", 2 * batch)]);
+        settle_rounds(&mut other, Some(&config), 2).unwrap();
+        assert_eq!(other.stage[0].microbatch, Some(batch));
     }
 
     #[test]

@@ -173,11 +173,17 @@ impl Team<'_> {
             }
             None => (0.0, features.f_zeros_like()?),
         };
+        let fd = Tensor::from(fd);
+        self.group.broadcast(&fd)?;
+        let fd = fd.f_double_value(&[])?;
+        let mut theta_bar = weights.theta.f_detach()?.f_zeros_like()?;
+        if !fd.is_finite() {
+            return Ok((fd, theta_bar));
+        }
         self.group.broadcast(&f_bar)?;
-        let theta_bar = weights.theta.f_detach()?.f_zeros_like()?;
         for (i, &draw) in draws.iter().enumerate().filter(|(i, _)| i % self.group.size() == self.group.rank()) {
             let part = f_bar.f_narrow(0, i as i64 * draws[0].n as i64, draw.n as i64)?;
-            let _ = theta_bar.shallow_clone().f_add_(&self.backward(weights, sampler, draw, |_| Ok(part))?)?;
+            let _ = theta_bar.f_add_(&self.backward(weights, sampler, draw, |_| Ok(part))?)?;
         }
         self.group.sum(&theta_bar)?;
         Ok((fd, theta_bar))

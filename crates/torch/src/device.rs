@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -75,9 +75,10 @@ fn cuda_places() -> Vec<PathBuf> {
 
 /// Where a library is looked for: `.libtorch` in a parent folder of the executable, then the loader's own path.
 pub(crate) fn near_places(library: &str) -> Vec<PathBuf> {
-    let exe = std::env::current_exe().unwrap_or_default();
+    let exe = std::env::current_exe().ok();
     // The resolved path, so that a library finds others relative to its real place.
-    let near = exe.ancestors().map(|a| a.join(".libtorch").join(library)).find_map(|p| p.canonicalize().ok());
+    let place = |folder: &Path| folder.join(".libtorch").join(library).canonicalize().ok();
+    let near = exe.iter().flat_map(|exe| exe.ancestors()).find_map(place);
     near.into_iter().chain(PathBuf::from(library).file_name().map(PathBuf::from)).collect()
 }
 

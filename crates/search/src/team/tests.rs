@@ -140,7 +140,7 @@ fn images_that_are_not_finite_have_no_gradient() {
     for chunk in [64, 20] {
         let (fd, gradient) = objective(&scene, sampler).value_and_gradient(&broken, latent_set(64, chunk)).unwrap();
         assert_eq!(fd, f64::INFINITY);
-        assert_eq!(gradient.size(), broken.theta.size());
+        assert!(gradient.equal(&broken.theta.zeros_like()), "with chunks of {chunk}");
     }
 }
 
