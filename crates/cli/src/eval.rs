@@ -175,7 +175,7 @@ fn extractors(args: &EvalArgs, source: &Source, device: Device) -> miette::Resul
         return Ok(vec![extractor]);
     }
     let data = session::dataset(&source.reference_data(args), device)?;
-    session::preparing(&data, metric.seed, device, None, |preparation| preparation.untrained(None))
+    Ok(session::preparing(&data, metric.seed, device, None, |preparation| preparation.untrained(None))?.into())
 }
 
 fn metric(args: &EvalArgs, source: &Source) -> MetricConfig {

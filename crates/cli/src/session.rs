@@ -5,7 +5,7 @@ use crate::config::{Config, Loaded};
 use crate::search::{DEFAULT_NAME, EVALUATIONS};
 use crate::{Ended, extractor, progress, ranks, ui};
 use lcsc_data::Dataset;
-use lcsc_metrics::{Extractor, Preparation, RealImages, Suite};
+use lcsc_metrics::{Extractor, Preparation, RealImages, Scorer, Suite};
 use lcsc_search::Team;
 use lcsc_torch::{
     Device, DeviceChoice, Error, Group, Precision, Result, allow_tf32, catch, cpu_threads, default_threads,
@@ -30,8 +30,8 @@ pub struct Session<'a> {
     /// The processes that work on it; rank 0 alone reads and writes its files.
     pub group: &'a Group,
     suite: OnceCell<Suite>,
-    /// Those of the suite of rank 0, on the others.
-    extractors: OnceCell<Vec<Extractor>>,
+    /// On the other ranks: of that suite what a search sees, and the other extractors.
+    judges: OnceCell<(Scorer, Vec<Extractor>)>,
     _lock: Option<RunLock>,
 }
 
@@ -60,21 +60,8 @@ impl<'a> Session<'a> {
         let training_hash = config.training_hash(&data.hash)?;
         group.same("data or weights files", &training_hash).into_diagnostic()?;
         let card = Card::new(&config, image, &data.hash);
-        let (suite, extractors) = (OnceCell::new(), OnceCell::new());
-        Ok(Self {
-            config,
-            run,
-            device,
-            data,
-            image,
-            training_hash,
-            card,
-            signals,
-            group,
-            suite,
-            extractors,
-            _lock: lock,
-        })
+        let (suite, judges) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { config, run, device, data, image, training_hash, card, signals, group, suite, judges, _lock: lock })
     }
 
     /// Whether a signal asked any rank to stop; all ranks ask at once.
@@ -92,12 +79,13 @@ impl<'a> Session<'a> {
         let model = self.config.model(stage, self.image);
         let (group, device) = (self.group, self.device);
         if group.leads() {
-            let extractors = self.suite()?.extractors().to_vec();
+            let suite = self.suite()?;
             let ended = work()?;
-            Team { group, model: &model, extractors, device }.end(ended == Ended::Done).into_diagnostic()?;
+            Team::of(suite, group, &model, device).end(ended == Ended::Done).into_diagnostic()?;
             return Ok(ended);
         }
-        let team = Team { group, model: &model, extractors: self.extractors()?.iter().collect(), device };
+        let (primary, others) = self.judges()?;
+        let team = Team { group, model: &model, primary, others: others.iter().collect(), device };
         let done = catch("the search", || {
             team.serve(&|signal| {
                 self.signals.hear(signal);
@@ -127,21 +115,24 @@ impl<'a> Session<'a> {
             for scorer in [&mut suite.primary, &mut suite.independent, &mut suite.pixels] {
                 scorer.extractor.share(self.group).into_diagnostic()?;
             }
+            suite.primary.reference.share(self.group).into_diagnostic()?;
             let _ = self.suite.set(suite);
         }
         self.suite.get().ok_or_else(|| miette::miette!("the metric is not ready"))
     }
 
-    /// Of the other ranks: the extractors of that suite.
-    fn extractors(&self) -> miette::Result<&[Extractor]> {
-        if self.extractors.get().is_none() {
+    /// Of the other ranks: what they judge with.
+    fn judges(&self) -> miette::Result<&(Scorer, Vec<Extractor>)> {
+        if self.judges.get().is_none() {
             let primary = self.primary_extractor()?;
             let seed = self.config.metric.seed;
             let mut extractors = preparing(&self.data, seed, self.device, None, |p| p.untrained(primary))?;
             extractors.iter_mut().try_for_each(|e| e.share(self.group)).into_diagnostic()?;
-            let _ = self.extractors.set(extractors);
+            let [primary, independent, pixels] = extractors;
+            let primary = Scorer::shared(primary, self.group).into_diagnostic()?;
+            let _ = self.judges.set((primary, vec![independent, pixels]));
         }
-        Ok(self.extractors.get().map_or(&[], |e| e))
+        self.judges.get().ok_or_else(|| miette::miette!("the metric is not ready"))
     }
 
     /// The extractor that the config names, if it does.

@@ -2,7 +2,7 @@
 
 use crate::stats::FeatureStats;
 use crate::symmetric::add_lower_product;
-use lcsc_torch::{Kind, Result, Tensor, bail};
+use lcsc_torch::{Device, Group, Kind, Result, Tensor, bail};
 
 /// Reference statistics with the root of their covariance, which every distance needs.
 #[derive(Debug)]
@@ -28,6 +28,28 @@ impl Reference {
         }
         let root = vectors.f_mul(&values.f_clamp_min(0.0)?.f_sqrt()?)?.f_matmul(&vectors.f_tr()?)?;
         Ok(Reference { stats, root })
+    }
+
+    /// Of rank 0: lets the others have it by [`Self::shared`].
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn share(&self, group: &Group) -> Result<()> {
+        let parts = [&self.stats.mean, &self.stats.cov, &self.root];
+        parts.into_iter().try_for_each(|part| group.broadcast(&part.f_contiguous()?))
+    }
+
+    /// Of the others: that of rank 0, of `dim` features.
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn shared(dim: i64, group: &Group) -> Result<Reference> {
+        let part = |shape: &[i64]| {
+            let part = Tensor::f_zeros(shape, (Kind::Double, Device::Cpu))?;
+            group.broadcast(&part).map(|()| part)
+        };
+        let stats = FeatureStats { n: 0, mean: part(&[dim])?, cov: part(&[dim, dim])? };
+        Ok(Reference { stats, root: part(&[dim, dim])? })
     }
 
     /// The statistics that this reference was made of.
@@ -87,7 +109,7 @@ pub(crate) fn is_finite(t: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lcsc_torch::{Device, Stream, latents};
+    use lcsc_torch::{Stream, latents};
 
     fn gaussian(mean: &[f64], variances: &[f64]) -> FeatureStats {
         let cov = Tensor::from_slice(variances).diag(0);

@@ -51,14 +51,14 @@ impl Preparation<'_> {
         })
     }
 
-    /// The extractors of that suite, in the order of [`Suite::extractors`], before [`Extractor::share`] gives them what rank 0
+    /// The primary, the independent and the pixels' extractor of that suite, before [`Extractor::share`] gives them what rank 0
     /// has trained.
     ///
     /// # Errors
     /// Those of [`Self::suite`].
-    pub fn untrained(&self, primary: Option<Extractor>) -> Result<Vec<Extractor>> {
+    pub fn untrained(&self, primary: Option<Extractor>) -> Result<[Extractor; 3]> {
         let network = |variant| -> Result<Extractor> { Ok(self.of_kind(self.initial(variant)?)) };
-        Ok(vec![
+        Ok([
             primary.map_or_else(|| network(Variant::Primary), Ok)?,
             network(Variant::Independent)?,
             Extractor::Pixels(Pixels::new(self.real.checked()?, self.device)),

@@ -4,7 +4,7 @@ use crate::extractor::Extractor;
 use crate::frechet::Reference;
 use crate::precision_recall::{PrecisionRecall, evenly_spaced, precision_recall};
 use crate::stats::FeatureStats;
-use lcsc_torch::{Result, Tensor, bail};
+use lcsc_torch::{Group, Result, Tensor, bail};
 use serde::Serialize;
 
 /// The trace of the covariance of the real images' features, for networks.
@@ -98,6 +98,15 @@ impl Scorer {
             );
         }
         Ok(Scorer { extractor, reference: Reference::new(stats)?, real_features: None, reference_hash: short(hash) })
+    }
+
+    /// Of ranks other than 0: by the reference of rank 0, which [shares](Reference::share) it.
+    ///
+    /// # Errors
+    /// Another rank is gone.
+    pub fn shared(extractor: Extractor, group: &Group) -> Result<Scorer> {
+        let reference = Reference::shared(extractor.dim(), group)?;
+        Ok(Scorer { extractor, reference, real_features: None, reference_hash: String::new() })
     }
 
     /// What a distance of `n` images is comparable by: only results of equal conventions are.

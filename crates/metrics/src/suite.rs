@@ -1,6 +1,5 @@
 //! The three ways in which a run's images are judged, made ready from its real images.
 
-use crate::extractor::Extractor;
 use crate::scorer::Scorer;
 use lcsc_torch::{Kind, Precision, Result, Tensor, bail};
 use schemars::JsonSchema;
@@ -85,13 +84,6 @@ pub struct Suite {
     pub independent: Scorer,
     /// Raw pixels: shares nothing with the networks.
     pub pixels: Scorer,
-}
-
-impl Suite {
-    /// Of the primary, the independent and the pixels' scorer.
-    pub fn extractors(&self) -> [&Extractor; 3] {
-        [&self.primary, &self.independent, &self.pixels].map(|scorer| &scorer.extractor)
-    }
 }
 
 impl RealImages<'_> {

@@ -8,7 +8,7 @@ use crate::score::{Fitness, Latents, ReportScores, Scores};
 use crate::team::Team;
 use crate::tuning::Tuning;
 use lcsc_diffusion::{LatentSet, SamplerConfig};
-use lcsc_metrics::{Evaluation, FeatureStats, Metrics, Suite};
+use lcsc_metrics::{FeatureStats, Suite};
 use lcsc_torch::{Device, Error, Group, Result, Stream, Tensor, Weights, bail, derive_seed};
 use lcsc_trajectory::{Partition, Window};
 use std::collections::BTreeMap;
@@ -107,21 +107,11 @@ impl<'a> SampledFitness<'a> {
     /// Who samples.
     pub fn team(&self) -> Team<'a> {
         let Setting { group, model, suite, device, .. } = self.setting;
-        Team { group, model, extractors: suite.extractors().to_vec(), device }
-    }
-
-    /// The Fréchet distance of N images to the real ones; +∞ once a pixel is not finite.
-    fn distance(&self, weights: &Weights, latents: LatentSet) -> Result<f64> {
-        let mut evaluation = Evaluation::new(&self.setting.suite.primary, latents.n, Metrics::default())?;
-        let add = |features: &[Tensor]| evaluation.add_features(&features[0]);
-        match self.team().features(weights, self.setting.sampler, latents, &[0], add)? {
-            true => Ok(evaluation.finish()?.fd),
-            false => Ok(f64::INFINITY),
-        }
+        Team::of(suite, group, model, device)
     }
 
     fn value_and_gradient(&self, weights: &Weights, latents: LatentSet) -> Result<(f64, Tensor)> {
-        self.team().gradient(weights, self.setting.sampler, latents, &self.setting.suite.primary.reference)
+        self.team().gradient(weights, self.setting.sampler, latents)
     }
 
     fn report(&self, weights: &Weights, latents: LatentSet) -> Result<Scores> {
@@ -132,7 +122,7 @@ impl<'a> SampledFitness<'a> {
             features.iter_mut().zip(found).for_each(|(all, found)| all.push(found.shallow_clone()));
             Ok(())
         };
-        if !self.team().features(weights, self.setting.sampler, latents, &[0, 1, 2], add)? {
+        if !self.team().features(weights, self.setting.sampler, latents, true, add)? {
             let infinite = f64::INFINITY;
             let report = ReportScores { fd_independent: infinite, fd_pixel: infinite, ..ReportScores::default() };
             return Ok(Scores { fd: infinite, report: Some(report) });
@@ -172,19 +162,25 @@ impl Fitness for SampledFitness<'_> {
         Ok(())
     }
 
-    fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
-        let weights = self.weights(model)?;
-        let SearchConfig { images, selection_images, report_images, chunk, .. } = *self.setting.config;
-        let fixed = |stream, n| {
-            let latents = LatentSet { seed: self.setting.seed, stream, n, chunk };
-            Ok(Scores::of(self.distance(&weights, latents)?))
+    fn side_by_side(&self) -> usize {
+        self.setting.group.size()
+    }
+
+    fn scores(&mut self, models: &[&Model], latents: Latents) -> Result<Vec<Scores>> {
+        let Setting { seed, config, sampler, .. } = self.setting;
+        let weights = models.iter().map(|model| self.weights(model));
+        let set = |seed, stream, n| LatentSet { seed, stream, n, chunk: config.chunk };
+        let distances = |stream, n| {
+            let distances = self.team().distances(weights.clone(), sampler, set(seed, stream, n))?;
+            Ok(distances.into_iter().map(Scores::of).collect())
         };
         match latents {
-            Latents::Search => fixed(Stream::SearchLatents, images),
-            Latents::Selection => fixed(Stream::SelectionLatents, selection_images),
+            Latents::Search => distances(Stream::SearchLatents, config.images),
+            Latents::Selection => distances(Stream::SelectionLatents, config.selection_images),
             Latents::Report(index) => {
-                let seed = derive_seed(self.setting.seed, Stream::ReportLatents, index);
-                self.report(&weights, LatentSet { seed, stream: Stream::ReportLatents, n: report_images, chunk })
+                let seed = derive_seed(seed, Stream::ReportLatents, index);
+                let latents = set(seed, Stream::ReportLatents, config.report_images);
+                weights.map(|weights| self.report(&weights?, latents)).collect()
             }
         }
     }

@@ -76,11 +76,16 @@ pub trait Fitness {
     /// The checkpoints cannot be read, or memory does not suffice.
     fn prepare(&mut self, models: &[&Model]) -> Result<()>;
 
-    /// The distances of the images that `model` makes of `latents`; the same for the same arguments.
+    /// How many models are scored at once on search and selection latents, where as many wait.
+    fn side_by_side(&self) -> usize {
+        1
+    }
+
+    /// How the images that each of `models` makes of `latents` compare with the data; the same for the same arguments.
     ///
     /// # Errors
-    /// The model cannot be built or sampled at all. Non-finite images are no error: their distance is not finite.
-    fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores>;
+    /// A model cannot be built or sampled at all. Non-finite images are no error: their distance is not finite.
+    fn scores(&mut self, models: &[&Model], latents: Latents) -> Result<Vec<Scores>>;
 
     /// Distance F and ∂F/∂α `[G][K]` of the combination on the fresh latents of a step; the same for the same
     /// arguments.

@@ -5,7 +5,7 @@ use crate::config::{Budget, SearchConfig, Spent};
 use crate::log::{Evaluation, Log};
 use crate::methods::{Method, MethodName, rate};
 use crate::phase::Phase;
-use crate::score::{Fitness, Scores};
+use crate::score::{Fitness, Latents, Scores};
 use lcsc_torch::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
@@ -56,6 +56,9 @@ const BATCH: usize = 8;
 /// How long a worker waits before it looks for the scores of others.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// ∂F/∂α of a step along a gradient.
+type Gradient = Option<Vec<Vec<f64>>>;
+
 /// Scores candidates, each once: what the log holds is not computed again.
 pub(crate) struct Session<'a> {
     pub(crate) config: &'a SearchConfig,
@@ -84,9 +87,10 @@ impl Session<'_> {
 
     /// The scores of candidates in a phase, in their order: out of the log, else computed and logged.
     pub(crate) fn score(&mut self, phase: Phase, candidates: &[Candidate]) -> Step<Vec<Evaluation>> {
+        let batch = self.batch();
         let mut replayed = true;
         loop {
-            let next = self.log.locked(|log| open_jobs(log, phase, candidates))?;
+            let next = self.log.locked(|log| open_jobs(log, phase, candidates, batch))?;
             let known = candidates.iter().filter_map(|c| self.log.find(phase, c.id));
             for evaluation in known.cloned().collect::<Vec<_>>() {
                 self.note(&evaluation, replayed);
@@ -116,10 +120,12 @@ impl Session<'_> {
         let images = phase.images(self.config, self.nfe);
         let logged = self.log.scores(phase, first_id).count() as u64;
         let mut tuned = if tunes { self.fitness.begin_tuning(start, logged)? } else { 0 };
-        let mut told = Told::new(name, first_id);
+        // With patience each score may be the last.
+        let batch = if budget.patience.is_some() { 1 } else { self.batch() as u64 };
+        let mut told = Told { name, first_id, images, batch, scores: BTreeMap::new() };
         let mut replayed = true;
         loop {
-            let (new, next) = self.log.locked(|log| told.catch_up_and_ask(log, method, budget, images))?;
+            let (new, next) = self.log.locked(|log| told.catch_up_and_ask(log, method, budget))?;
             for (evaluation, fraction) in new {
                 // Steps that the saved parameters do not know yet are taken again.
                 if let Origin::Finetune { step } = evaluation.candidate.origin
@@ -174,52 +180,75 @@ impl Session<'_> {
             self.fitness.prepare(&jobs.iter().map(|job| &job.model).collect::<Vec<_>>())?;
         }
         let merging = started.elapsed().as_secs_f64() / jobs.len() as f64;
-        for candidate in jobs {
+        let mut waiting = &jobs[..];
+        while !waiting.is_empty() {
             if (self.stop)()? {
                 return Err(Halt::Stopped);
             }
             let started = Instant::now();
-            let (scores, gradient) = self.evaluate(phase, &candidate, fraction)?;
-            let seconds = started.elapsed().as_secs_f64() + merging;
+            let (now, later) = waiting.split_at(self.at_once(phase, waiting.len()));
+            waiting = later;
+            let scored = self.evaluate(phase, now, fraction)?;
+            let seconds = started.elapsed().as_secs_f64() / now.len() as f64 + merging;
             let (worker, images) = (self.log.worker(), phase.images(self.config, self.nfe));
-            let scores = scores.worst_if_not_finite();
-            let evaluation = Evaluation { candidate, worker, phase, images, scores, gradient, seconds };
-            self.log.append(&evaluation)?;
-            self.note(&evaluation, false);
+            for (candidate, (scores, gradient)) in now.iter().cloned().zip(scored) {
+                let scores = scores.worst_if_not_finite();
+                let evaluation = Evaluation { candidate, worker, phase, images, scores, gradient, seconds };
+                self.log.append(&evaluation)?;
+                self.note(&evaluation, false);
+            }
         }
         Ok(())
     }
 
-    fn evaluate(
-        &mut self,
-        phase: Phase,
-        candidate: &Candidate,
-        fraction: f64,
-    ) -> Result<(Scores, Option<Vec<Vec<f64>>>)> {
-        match (phase.latents(), &candidate.origin, &candidate.model) {
-            (Some(latents), _, model) => Ok((self.fitness.score(model, latents)?, None)),
-            (None, Origin::Gradient { step }, Model::Coefficients(alpha)) => {
+    /// How many of the candidates that wait are scored at once: one a rank, where there are as many.
+    fn at_once(&self, phase: Phase, waiting: usize) -> usize {
+        let ranks = self.fitness.side_by_side();
+        match phase.latents() {
+            Some(Latents::Search | Latents::Selection) if waiting >= ranks => ranks,
+            _ => 1,
+        }
+    }
+
+    /// Candidates to take at a time: few where other workers could take the next.
+    fn batch(&self) -> usize {
+        let ranks = self.fitness.side_by_side();
+        if self.log.is_shared() { ranks } else { BATCH.next_multiple_of(ranks) }
+    }
+
+    /// The scores of candidates, with the gradients of steps.
+    fn evaluate(&mut self, phase: Phase, jobs: &[Candidate], fraction: f64) -> Result<Vec<(Scores, Gradient)>> {
+        let Some(latents) = phase.latents() else {
+            return jobs.iter().map(|job| self.step(phase, job, fraction)).collect();
+        };
+        let models: Vec<&Model> = jobs.iter().map(|job| &job.model).collect();
+        Ok(self.fitness.scores(&models, latents)?.into_iter().map(|scores| (scores, None)).collect())
+    }
+
+    fn step(&mut self, phase: Phase, candidate: &Candidate, fraction: f64) -> Result<(Scores, Gradient)> {
+        match (&candidate.origin, &candidate.model) {
+            (Origin::Gradient { step }, Model::Coefficients(alpha)) => {
                 let (fd, gradient) = self.fitness.gradient(alpha, *step)?;
                 Ok((Scores::of(fd), Some(gradient)))
             }
-            (None, Origin::Finetune { step }, Model::Finetuned) => {
+            (Origin::Finetune { step }, Model::Finetuned) => {
                 let lr = rate(self.config.finetune.lr, self.nfe, fraction);
                 Ok((Scores::of(self.fitness.tune(*step, lr)?), None))
             }
-            (None, origin, _) => Err(Error::msg(format!("{phase}: {origin} is no step along a gradient"))),
+            (origin, _) => Err(Error::msg(format!("{phase}: {origin} is no step along a gradient"))),
         }
     }
 }
 
 /// Candidates without a score that nobody else is at.
-fn open_jobs(log: &mut Log, phase: Phase, candidates: &[Candidate]) -> Result<Next> {
+fn open_jobs(log: &mut Log, phase: Phase, candidates: &[Candidate], batch: usize) -> Result<Next> {
     let mut free: Vec<Candidate> = Vec::new();
     let mut others = false;
     for candidate in candidates.iter().filter(|c| log.find(phase, c.id).is_none()) {
         let claim = log.claims(phase).find(|claim| claim.candidate.id == candidate.id);
         if !claim.map_or(Ok(true), |claim| log.is_abandoned(claim))? {
             others = true;
-        } else if free.len() < batch(log) && free.iter().all(|f| f.id != candidate.id) {
+        } else if free.len() < batch && free.iter().all(|f| f.id != candidate.id) {
             free.push(candidate.clone());
         }
     }
@@ -231,25 +260,20 @@ fn open_jobs(log: &mut Log, phase: Phase, candidates: &[Candidate]) -> Result<Ne
     })
 }
 
-/// Candidates to take at once: one where others could take the next.
-fn batch(log: &Log) -> usize {
-    if log.is_shared() { 1 } else { BATCH }
-}
-
 /// What a method was told. The end of its search is a function of all its scores in the order of their ids, so that
 /// workers, and a search that is resumed, agree on it.
 struct Told {
     name: MethodName,
     first_id: u64,
+    /// Images of a score.
+    images: u64,
+    /// Candidates to ask for at a time.
+    batch: u64,
     /// Distance, seconds and images of each score.
     scores: BTreeMap<u64, (f64, f64, u64)>,
 }
 
 impl Told {
-    fn new(name: MethodName, first_id: u64) -> Self {
-        Self { name, first_id, scores: BTreeMap::new() }
-    }
-
     /// What is used up.
     fn spent(&self) -> Spent {
         let sum = |spent: Spent, &(_, seconds, images): &(f64, f64, u64)| Spent {
@@ -266,7 +290,6 @@ impl Told {
         log: &mut Log,
         method: &mut Method,
         budget: &Budget,
-        images: u64,
     ) -> Result<(Vec<(Evaluation, f64)>, Next)> {
         let phase = Phase::Search(self.name);
         let scored = log.scores(phase, self.first_id).filter(|e| !self.scores.contains_key(&e.candidate.id));
@@ -278,11 +301,11 @@ impl Told {
             self.scores.insert(evaluation.candidate.id, score);
             new.push((evaluation, fraction));
         }
-        Ok((new, self.ask(log, method, budget, images)?))
+        Ok((new, self.ask(log, method, budget)?))
     }
 
-    /// The candidates to score next, at `images` images each.
-    fn ask(&self, log: &mut Log, method: &Method, budget: &Budget, images: u64) -> Result<Next> {
+    /// The candidates to score next.
+    fn ask(&self, log: &mut Log, method: &Method, budget: &Budget) -> Result<Next> {
         let phase = Phase::Search(self.name);
         let mut going_on = 0;
         let mut jobs = Vec::new();
@@ -294,15 +317,13 @@ impl Told {
             }
         }
         let spent = self.spent();
-        let of_images = budget.images.map(|limit| limit.saturating_sub(spent.images).div_ceil(images.max(1)));
+        let of_images = budget.images.map(|limit| limit.saturating_sub(spent.images).div_ceil(self.images.max(1)));
         let of_evaluations = budget.evaluations.map(|limit| limit.saturating_sub(spent.evaluations));
         let left = of_images.into_iter().chain(of_evaluations).min().unwrap_or(u64::MAX).saturating_sub(going_on);
         let ended = budget.fraction(spent) >= 1.0 || left == 0 || self.has_stalled(budget);
         if jobs.is_empty() && !ended {
             let next = log.next_id().max(self.first_id);
-            // With patience each score may be the last.
-            let batch = if budget.patience.is_some() { 1 } else { batch(log) as u64 };
-            for id in next..next + left.min(batch).min(method.most(next)) {
+            for id in next..next + left.min(self.batch).min(method.most(next)) {
                 jobs.extend(method.ask(id)?);
             }
         }

@@ -1,7 +1,7 @@
 //! Images made and judged by all ranks together. Rank 0 searches; the others know nothing of the search, and answer what it asks.
 
 use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig, generate, generate_backward};
-use lcsc_metrics::{Extractor, Reference};
+use lcsc_metrics::{Evaluation, Extractor, Metrics, Scorer, Suite};
 use lcsc_torch::tch::{no_grad, with_grad};
 use lcsc_torch::{Device, Error, Group, Kind, Result, Tensor, Weights, to_u8};
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,10 @@ pub struct Team<'a> {
     pub group: &'a Group,
     /// The network.
     pub model: &'a Model,
-    /// Extractors by number; the first is what a search sees.
-    pub extractors: Vec<&'a Extractor>,
+    /// What a search sees.
+    pub primary: &'a Scorer,
+    /// What the figures of the final table are measured with beside.
+    pub others: Vec<&'a Extractor>,
     /// Where to sample.
     pub device: Device,
 }
@@ -25,9 +27,11 @@ pub struct Team<'a> {
 /// What rank 0 asks of the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Request {
-    /// Features of images by some of the extractors. The weights follow.
-    Features { sampler: SamplerConfig, latents: LatentSet, extractors: Vec<usize> },
-    /// The derivative of the first extractor's distance by the parameters. The weights follow.
+    /// Features of images by the primary extractor or by all. The weights follow.
+    Features { sampler: SamplerConfig, latents: LatentSet, by_all: bool },
+    /// The distance of one model a rank. The weights follow by rank, but for those of rank 0.
+    Distances { sampler: SamplerConfig, latents: LatentSet },
+    /// The derivative of the distance by the parameters. The weights follow.
     Gradient { sampler: SamplerConfig, latents: LatentSet },
     /// Whether a signal came.
     Signal,
@@ -35,7 +39,13 @@ enum Request {
     End { done: bool },
 }
 
-impl Team<'_> {
+impl<'a> Team<'a> {
+    /// Who judges by a suite.
+    pub fn of(suite: &'a Suite, group: &'a Group, model: &'a Model, device: Device) -> Self {
+        let others = vec![&suite.independent.extractor, &suite.pixels.extractor];
+        Self { group, model, primary: &suite.primary, others, device }
+    }
+
     /// Of ranks other than 0: answers what rank 0 asks until it [ends](Self::end), and gives what it ended with. `signal` is told
     /// the number of a signal that another rank got, or 0, and gives that of its own.
     ///
@@ -43,17 +53,25 @@ impl Team<'_> {
     /// The device has no room, or another rank is gone.
     pub fn serve(&self, signal: &dyn Fn(i64) -> i64) -> Result<bool> {
         let own = self.model.layout.init(0, self.device)?;
+        let mut of_another = None;
         loop {
             let told = self.group.told("")?;
             let request = serde_json::from_str(&told).map_err(|e| Error::msg(format!("a request of rank 0: {e}")))?;
             match request {
-                Request::Features { sampler, latents, extractors } => {
+                Request::Features { sampler, latents, by_all } => {
                     self.broadcast(&own)?;
-                    self.own_features(&own, &sampler, latents, &extractors, |_| Ok(()))?;
+                    self.own_features(&own, &sampler, latents, by_all, |_| Ok(()))?;
+                }
+                Request::Distances { sampler, latents } => {
+                    for rank in 1..self.group.size() {
+                        let another = of_another.get_or_insert_with(|| own.with_theta(own.theta.empty_like()));
+                        self.broadcast(if rank == self.group.rank() { &own } else { another })?;
+                    }
+                    self.own_distance(&own, &sampler, latents)?;
                 }
                 Request::Gradient { sampler, latents } => {
                     self.broadcast(&own)?;
-                    drop(self.own_gradient(&own, &sampler, latents, None)?);
+                    drop(self.own_gradient(&own, &sampler, latents)?);
                 }
                 Request::Signal => drop(signal(self.largest(signal(0))?)),
                 Request::End { done } => return Ok(done),
@@ -94,19 +112,58 @@ impl Team<'_> {
         std::iter::once(&weights.theta).chain(&weights.buffers).try_for_each(|tensor| self.group.broadcast(tensor))
     }
 
-    /// Of rank 0: calls `with` for the features f32 `[n,D]` by each of `extractors` of the images of a latent set, chunk by chunk.
-    /// False once a pixel is not finite.
+    /// The primary extractor, or all.
+    fn extractors(&self, all: bool) -> Vec<&Extractor> {
+        let others = self.others.iter().filter(|_| all).copied();
+        std::iter::once(&self.primary.extractor).chain(others).collect()
+    }
+
+    /// Of rank 0: the Fréchet distances of the images that models make of a latent set; +∞ where a pixel is not finite. Where
+    /// there are as many models as ranks, each rank makes and judges one, which costs no more exchanges than the parameters;
+    /// else the ranks share the images of each.
+    pub(crate) fn distances(
+        &self,
+        mut models: impl ExactSizeIterator<Item = Result<Weights>>,
+        sampler: &SamplerConfig,
+        latents: LatentSet,
+    ) -> Result<Vec<f64>> {
+        if models.len() != self.group.size() {
+            return models.map(|weights| self.distance(&weights?, sampler, latents)).collect();
+        }
+        let Some(own) = models.next().transpose()? else { return Ok(vec![]) };
+        self.ask(&Request::Distances { sampler: sampler.clone(), latents })?;
+        models.try_for_each(|weights| self.broadcast(&weights?))?;
+        self.own_distance(&own, sampler, latents)
+    }
+
+    /// The distances of the models of all ranks.
+    fn own_distance(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<Vec<f64>> {
+        let alone = Team { group: &Group::alone(), ..self.clone() };
+        let own = alone.distance(weights, sampler, latents)?;
+        Ok(self.group.gather(&Tensor::f_from_slice(&[own])?)?.f_flatten(0, -1)?.try_into()?)
+    }
+
+    fn distance(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<f64> {
+        let mut evaluation = Evaluation::new(self.primary, latents.n, Metrics::default())?;
+        match self.features(weights, sampler, latents, false, |features| evaluation.add_features(&features[0]))? {
+            true => Ok(evaluation.finish()?.fd),
+            false => Ok(f64::INFINITY),
+        }
+    }
+
+    /// Of rank 0: calls `with` for the features f32 `[n,D]` by each extractor, or by the primary alone, of the images of a
+    /// latent set, chunk by chunk. False once a pixel is not finite.
     pub(crate) fn features(
         &self,
         weights: &Weights,
         sampler: &SamplerConfig,
         latents: LatentSet,
-        extractors: &[usize],
+        by_all: bool,
         with: impl FnMut(&[Tensor]) -> Result<()>,
     ) -> Result<bool> {
-        self.ask(&Request::Features { sampler: sampler.clone(), latents, extractors: extractors.to_vec() })?;
+        self.ask(&Request::Features { sampler: sampler.clone(), latents, by_all })?;
         self.broadcast(weights)?;
-        self.own_features(weights, sampler, latents, extractors, with)
+        self.own_features(weights, sampler, latents, by_all, with)
     }
 
     fn own_features(
@@ -114,23 +171,22 @@ impl Team<'_> {
         weights: &Weights,
         sampler: &SamplerConfig,
         latents: LatentSet,
-        extractors: &[usize],
+        by_all: bool,
         with: impl FnMut(&[Tensor]) -> Result<()>,
     ) -> Result<bool> {
         let net = self.model.bind(weights)?;
         let draws = latents.among(self.group.size()).draws();
         let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
-        let extractors: Vec<&Extractor> = extractors.iter().map(|&i| self.extractors[i]).collect();
         let images = |task: usize| {
             let Draw { seed, stream, first, n } = draws[task];
             let images = generate(&net, sampler, seed, stream, first, n, self.device)?.images;
             Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
         };
-        features_in_turn(self.group, &extractors, &rows, images, with)
+        features_in_turn(self.group, &self.extractors(by_all), &rows, images, with)
     }
 
-    /// Of rank 0: F and ∂F/∂θ f32 [P] of the images of a latent set by the first extractor, whose real images `reference` knows;
-    /// F = +∞ with a gradient of zero where images are not finite.
+    /// Of rank 0: F and ∂F/∂θ f32 [P] of the images of a latent set; F = +∞ with a gradient of zero where images are not
+    /// finite.
     ///
     /// Two passes, so that memory depends on the chunk alone: the first has no graph and gives all features, hence μ, Σ
     /// and the closed form of ∂F/∂features; the second repeats each chunk with a graph and feeds ∂F/∂features back. Images
@@ -140,22 +196,16 @@ impl Team<'_> {
         weights: &Weights,
         sampler: &SamplerConfig,
         latents: LatentSet,
-        reference: &Reference,
     ) -> Result<(f64, Tensor)> {
         self.ask(&Request::Gradient { sampler: sampler.clone(), latents })?;
         self.broadcast(weights)?;
-        self.own_gradient(weights, sampler, latents, Some(reference))
+        self.own_gradient(weights, sampler, latents)
     }
 
-    fn own_gradient(
-        &self,
-        weights: &Weights,
-        sampler: &SamplerConfig,
-        latents: LatentSet,
-        reference: Option<&Reference>,
-    ) -> Result<(f64, Tensor)> {
+    fn own_gradient(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<(f64, Tensor)> {
+        let reference = &self.primary.reference;
         let draws = latents.among(self.group.size()).draws();
-        if let ([draw], Some(reference), 1) = (&draws[..], reference, self.group.size()) {
+        if let ([draw], 1) = (&draws[..], self.group.size()) {
             let mut fd = f64::INFINITY;
             let gradient = self.backward(weights, sampler, *draw, |features| {
                 let gradient = reference.gradient(features)?;
@@ -166,12 +216,12 @@ impl Team<'_> {
             return Ok((fd, gradient));
         }
         let features = no_grad(|| self.smooth_features(weights, sampler, &draws))?;
-        let (fd, f_bar) = match reference {
-            Some(reference) => {
+        let (fd, f_bar) = match self.group.leads() {
+            true => {
                 let gradient = reference.gradient(&features)?;
                 (gradient.distance, gradient.features.f_to_device_(self.device, Kind::Float, false, false)?)
             }
-            None => (0.0, features.f_zeros_like()?),
+            false => (0.0, features.f_zeros_like()?),
         };
         let fd = Tensor::from(fd);
         self.group.broadcast(&fd)?;
@@ -189,11 +239,11 @@ impl Team<'_> {
         Ok((fd, theta_bar))
     }
 
-    /// Features f32 [N,D] of all draws by the first extractor, of pixels that are not rounded.
+    /// Features f32 [N,D] of all draws, of pixels that are not rounded.
     fn smooth_features(&self, weights: &Weights, sampler: &SamplerConfig, draws: &[Draw]) -> Result<Tensor> {
         let net = self.model.bind(weights)?;
         let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
-        let extractor = self.extractors[0];
+        let extractor = &self.primary.extractor;
         let mut all = Vec::new();
         let chunk = |task: usize| {
             let Draw { seed, stream, first, n } = draws[task];
@@ -217,7 +267,7 @@ impl Team<'_> {
     ) -> Result<Tensor> {
         generate_backward(self.model, weights, sampler, draw, self.device, |images| {
             let images = images.f_detach()?.f_set_requires_grad(true)?;
-            let features = with_grad(|| self.extractors[0].forward(&leaky_clamp(&images)))?;
+            let features = with_grad(|| self.primary.extractor.forward(&leaky_clamp(&images)))?;
             let f_bar = cotangent(&features.f_detach()?)?.f_to_device_(self.device, Kind::Float, false, false)?;
             let dot = with_grad(|| features.f_mul(&f_bar)?.f_sum(Kind::Float))?;
             let mut grads = Tensor::f_run_backward(&[dot], &[&images], false, false)?;

@@ -143,11 +143,13 @@ fn evaluation(device: Device) -> Result<Named> {
     let rows = (0..CHECKPOINTS as u64).map(|i| Ok(noisy(&model, i, Device::Cpu)?.theta)).collect::<Result<Vec<_>>>()?;
     let search = setup::Search::new(device, model, &Tensor::f_stack(&rows, 0)?, IMAGES)?;
     let coefficients = Coefficients::one(alpha(0))?;
-    let scores = search.fitness().score(&lcsc_search::Model::Coefficients(coefficients), Latents::Search)?;
+    let candidate = lcsc_search::Model::Coefficients(coefficients);
+    let distances: Vec<f64> =
+        search.fitness().scores(&[&candidate], Latents::Search)?.iter().map(|scores| scores.fd).collect();
     let z = latents(0, Stream::SearchLatents, 0, IMAGES as usize, search.model.image.chw(), device)?;
     let mut all = vec![
         named("alpha", &Tensor::f_from_slice(&alpha(0))?),
-        named("distance", &Tensor::f_from_slice(&[scores.fd])?),
+        named("distance", &Tensor::f_from_slice(&distances)?),
         named("latents", &z),
         named("real", &search.data.images),
     ];

@@ -222,7 +222,7 @@ fn evaluation(timer: &Timer, chunk: u64) -> Result<Timed> {
     let mut fitness = search.fitness();
     let uniform = Coefficients::one(vec![1.0 / CHECKPOINTS as f64; CHECKPOINTS])?;
     let candidate = lcsc_search::Model::Coefficients(uniform);
-    let seconds = timer.seconds(|| fitness.score(&candidate, Latents::Search))?;
+    let seconds = timer.seconds(|| fitness.scores(&[&candidate], Latents::Search))?;
     let what = format!("tiny, {CHECKPOINTS} checkpoints, {IMAGES} images in one step");
     Ok(Timed { what, seconds, cost: Cost::default(), items: Some((1, "candidates")) })
 }

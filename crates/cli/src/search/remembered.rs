@@ -38,17 +38,21 @@ impl Fitness for Asked<'_> {
         self.fitness.prepare(&unknown)
     }
 
-    fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
-        if *model == Model::Finetuned {
-            return self.fitness.score(model, latents); // another one in each search
-        }
-        let key = key(model, latents)?;
-        if let Some(scores) = self.remembered.scores.get(&key) {
-            return Ok(*scores);
-        }
-        let scores = self.fitness.score(model, latents)?;
-        self.remembered.scores.insert(key, scores);
-        Ok(scores)
+    fn side_by_side(&self) -> usize {
+        self.fitness.side_by_side()
+    }
+
+    fn scores(&mut self, models: &[&Model], latents: Latents) -> Result<Vec<Scores>> {
+        let keys = models.iter().map(|model| key(model, latents)).collect::<Result<Vec<_>>>()?;
+        // What is fine-tuned is another model in each search.
+        let is_new = |(model, key): &(&&Model, &String)| {
+            **model == &Model::Finetuned || !self.remembered.scores.contains_key(*key)
+        };
+        let (new, new_keys): (Vec<&Model>, Vec<&String>) = models.iter().zip(&keys).filter(is_new).unzip();
+        let found = self.fitness.scores(&new, latents)?;
+        self.remembered.scores.extend(new_keys.into_iter().cloned().zip(found));
+        let score = |key| self.remembered.scores.get(key).copied().ok_or_else(|| Error::msg("a score got lost"));
+        keys.iter().map(score).collect()
     }
 
     fn gradient(&mut self, alpha: &Coefficients, step: u64) -> Result<(f64, Vec<Vec<f64>>)> {

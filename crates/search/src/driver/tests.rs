@@ -3,7 +3,7 @@ use crate::baselines::Saved;
 use crate::config::Budget;
 use crate::log::Record;
 use crate::score::{Latents, ReportScores, Scores};
-use crate::{Coefficients, Penalty};
+use crate::{Coefficients, EvolutionConfig, Penalty};
 use lcsc_torch::{Stream, rng, standard_normal};
 use lcsc_trajectory::JsonLines;
 use std::cell::RefCell;
@@ -26,6 +26,9 @@ struct Bowl {
     fails_after: usize,
     /// Takes long enough that other workers get their turn.
     slow: bool,
+    /// Models that are scored at once, and how many there were each time.
+    ranks: usize,
+    at_once: Vec<usize>,
 }
 
 impl Bowl {
@@ -40,6 +43,8 @@ impl Bowl {
             saved: None,
             fails_after: usize::MAX,
             slow: false,
+            ranks: 1,
+            at_once: vec![],
         }
     }
 
@@ -57,12 +62,6 @@ impl Bowl {
     fn slopes(&self, values: &[f64], step: u64) -> Vec<f64> {
         let noise = |i: usize| 0.01 * standard_normal(&mut rng(3, Stream::StepLatents, 4 * step + i as u64));
         values.iter().zip(self.optimum).enumerate().map(|(i, (a, o))| 2.0 * (a - o) + noise(i)).collect()
-    }
-}
-
-impl Fitness for Bowl {
-    fn prepare(&mut self, _: &[&Model]) -> Result<()> {
-        Ok(())
     }
 
     fn score(&mut self, model: &Model, latents: Latents) -> Result<Scores> {
@@ -86,6 +85,22 @@ impl Fitness for Bowl {
         let measured =
             ReportScores { fd_std: 0.1, fd_independent: 2.0 * fd, fd_pixel: 3.0 * fd, precision: 0.5, recall: 0.25 };
         Ok(Scores { fd, report: report.then_some(measured) })
+    }
+}
+
+impl Fitness for Bowl {
+    fn prepare(&mut self, _: &[&Model]) -> Result<()> {
+        Ok(())
+    }
+
+    fn side_by_side(&self) -> usize {
+        self.ranks
+    }
+
+    fn scores(&mut self, models: &[&Model], latents: Latents) -> Result<Vec<Scores>> {
+        self.at_once.push(models.len());
+        assert!(models.len() == 1 || !matches!(latents, Latents::Report(_)));
+        models.iter().map(|model| self.score(model, latents)).collect()
     }
 
     fn gradient(&mut self, alpha: &Coefficients, step: u64) -> Result<(f64, Vec<Vec<f64>>)> {
@@ -268,6 +283,23 @@ fn methods_in_sequence_share_the_budget_and_go_on_from_the_best() {
     let grid = search(&[MethodName::EmaGrid], 10);
     let (outcome, _) = whole(&grid, &mut Bowl::new());
     assert_eq!((outcome.evaluations, row(&outcome, Label::Lcsc).fd_heldout), (0, row(&outcome, Label::Ema).fd_heldout));
+}
+
+#[test]
+fn ranks_score_side_by_side_what_one_process_scores_in_turn() {
+    let methods = [MethodName::Evolution, MethodName::CmaEs, MethodName::OnePlusOne];
+    for (batch, ranks, budget) in [(9, 3, 90), (30, 16, 90), (1, 2, 90), (9, 3, 40)] {
+        let evolution = EvolutionConfig { batch, ..EvolutionConfig::default() };
+        let config = SearchConfig { evolution, ..search(&methods, budget) };
+        let (expected, scores) = whole(&config, &mut Bowl::new());
+        let mut several = Bowl { ranks, ..Bowl::new() };
+        let (outcome, spread) = whole(&config, &mut several);
+        assert!(spread == scores && outcome.rows == expected.rows, "{ranks} ranks");
+        let together = several.at_once.iter().filter(|n| **n == ranks).count();
+        let of_baselines = scores.iter().filter(|e| e.phase == Phase::Baseline).count() / ranks;
+        assert!(together > of_baselines, "{together} times {ranks} at once");
+        assert!(several.at_once.iter().all(|n| *n == 1 || *n == ranks));
+    }
 }
 
 #[test]

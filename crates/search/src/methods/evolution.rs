@@ -29,7 +29,8 @@ pub struct EvolutionConfig {
     pub sigma: f64,
     /// Probability that all coefficients are rescaled to sum to one, instead of the last one giving way.
     pub renormalise: f64,
-    /// Candidates proposed from one state of the population, so that they can be merged in one pass over the checkpoints.
+    /// Candidates proposed from one state of the population, so that they can be merged in one pass over the checkpoints, and
+    /// spread over ranks.
     pub batch: u64,
 }
 

@@ -46,8 +46,7 @@ struct Objective<'a> {
 impl Objective<'_> {
     fn value_and_gradient(&self, weights: &Weights, latents: LatentSet) -> Result<(f64, Tensor)> {
         let (Scene { group, model, suite, .. }, device) = (self.scene, Device::Cpu);
-        let team = Team { group, model, extractors: suite.extractors().to_vec(), device };
-        team.gradient(weights, self.sampler, latents, &suite.primary.reference)
+        Team::of(suite, group, model, device).gradient(weights, self.sampler, latents)
     }
 }
 
