@@ -215,13 +215,13 @@ fn a_killed_rank_ends_all_and_the_run_goes_on() {
 fn a_search_finds_the_same_on_any_number_of_ranks() {
     let folder = workplace();
     succeed(folder.path(), &on("1", &TRAIN, &[]));
-    let scores = |ranks: &str, method: &str| -> Vec<f64> {
-        let name = format!("{method}-{ranks}");
+    let scores_by = |ranks: &str, method: &str, name: &str, sets: &[&str]| -> Vec<f64> {
         let method = format!("search.method=[\"{method}\"]");
-        succeed(folder.path(), &on(ranks, &["search", "run", "--name", &name, "--set", &method], &[]));
+        succeed(folder.path(), &on(ranks, &["search", "run", "--name", name, "--set", &method], sets));
         let log = json_lines(&folder.path().join(format!("run/search/{name}/evaluations.jsonl")));
-        log[1..].iter().map(|line| line["fd"].as_f64().unwrap()).collect()
+        log[1..].iter().map(|line| line["fd"].as_f64().unwrap_or(f64::INFINITY)).collect()
     };
+    let scores = |ranks: &str, method: &str| scores_by(ranks, method, &format!("{method}-{ranks}"), &[]);
     // Evolution's candidates follow one another, those of a generation of CMA-ES are spread: 8 are two rounds of 3 and two more.
     for (method, ranks, tolerance) in
         [("evolution", "4", 0.0), ("cma-es", "3", 0.0), ("gradient", "2", 1e-3), ("finetune", "2", 1e-3)]
@@ -232,6 +232,15 @@ fn a_search_finds_the_same_on_any_number_of_ranks() {
             assert!((a - b).abs() <= tolerance * b, "{method} on {ranks} ranks: {a}, on one: {b}");
         }
     }
+    // Spread or, where each score may be the last, with shared images: the same to the last bit, whatever the chunks.
+    let sizes = ["--set", "search.images=96", "--set", "search.chunk=64"];
+    let patient = [&sizes[..], &["--set", "search.budget.patience=99"]].concat();
+    assert_eq!(scores_by("3", "cma-es", "spread", &sizes), scores_by("3", "cma-es", "shared", &patient));
+    // Ranks whose images are not finite wait for the others.
+    let wild = ["--set", "search.evolution.sigma=1e30", "--set", "search.evolution.batch=8"];
+    let (one, several) = (scores_by("1", "evolution", "wild-1", &wild), scores_by("3", "evolution", "wild-3", &wild));
+    assert_eq!(several, one);
+    assert!(one.iter().any(|fd| fd.is_infinite()) && one.iter().any(|fd| fd.is_finite()), "{one:?}");
 }
 
 #[test]

@@ -30,8 +30,8 @@ pub struct Session<'a> {
     /// The processes that work on it; rank 0 alone reads and writes its files.
     pub group: &'a Group,
     suite: OnceCell<Suite>,
-    /// On the other ranks: of that suite what a search sees, and the other extractors.
-    judges: OnceCell<(Scorer, Vec<Extractor>)>,
+    /// On the other ranks: what they judge with instead, in the same order.
+    judges: OnceCell<(Scorer, [Extractor; 2])>,
     _lock: Option<RunLock>,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Session<'a> {
             return Ok(ended);
         }
         let (primary, others) = self.judges()?;
-        let team = Team { group, model: &model, primary, others: others.iter().collect(), device };
+        let team = Team { group, model: &model, primary, others: others.each_ref(), device };
         let done = catch("the search", || {
             team.serve(&|signal| {
                 self.signals.hear(signal);
@@ -122,7 +122,7 @@ impl<'a> Session<'a> {
     }
 
     /// Of the other ranks: what they judge with.
-    fn judges(&self) -> miette::Result<&(Scorer, Vec<Extractor>)> {
+    fn judges(&self) -> miette::Result<&(Scorer, [Extractor; 2])> {
         if self.judges.get().is_none() {
             let primary = self.primary_extractor()?;
             let seed = self.config.metric.seed;
@@ -130,7 +130,7 @@ impl<'a> Session<'a> {
             extractors.iter_mut().try_for_each(|e| e.share(self.group)).into_diagnostic()?;
             let [primary, independent, pixels] = extractors;
             let primary = Scorer::shared(primary, self.group).into_diagnostic()?;
-            let _ = self.judges.set((primary, vec![independent, pixels]));
+            let _ = self.judges.set((primary, [independent, pixels]));
         }
         self.judges.get().ok_or_else(|| miette::miette!("the metric is not ready"))
     }

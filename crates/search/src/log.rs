@@ -59,7 +59,7 @@ pub struct Evaluation {
     /// ∂F/∂α `[G][K]`, where it was asked for; null stands for values that are not finite.
     #[serde(default, with = "gradient_with_nulls", skip_serializing_if = "Option::is_none")]
     pub gradient: Option<Vec<Vec<f64>>>,
-    /// Seconds it took.
+    /// Seconds it took; of candidates that were scored at once, each its part.
     pub seconds: f64,
 }
 

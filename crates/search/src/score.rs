@@ -77,9 +77,7 @@ pub trait Fitness {
     fn prepare(&mut self, models: &[&Model]) -> Result<()>;
 
     /// How many models are scored at once on search and selection latents, where as many wait.
-    fn side_by_side(&self) -> usize {
-        1
-    }
+    fn side_by_side(&self) -> usize;
 
     /// How the images that each of `models` makes of `latents` compare with the data; the same for the same arguments.
     ///

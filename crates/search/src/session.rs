@@ -51,7 +51,7 @@ enum Next {
     Done,
 }
 
-/// Candidates that are merged in one pass over the checkpoints.
+/// Candidates that are merged in one pass over the checkpoints, at least; as many for each rank.
 const BATCH: usize = 8;
 /// How long a worker waits before it looks for the scores of others.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -311,7 +311,7 @@ impl Told {
         let mut jobs = Vec::new();
         for claim in log.claims(phase) {
             match log.is_abandoned(claim)? {
-                true if jobs.is_empty() => jobs.push(claim.candidate.clone()),
+                true if (jobs.len() as u64) < self.batch => jobs.push(claim.candidate.clone()),
                 true => {}
                 false => going_on += 1,
             }

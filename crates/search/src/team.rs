@@ -18,8 +18,8 @@ pub struct Team<'a> {
     pub model: &'a Model,
     /// What a search sees.
     pub primary: &'a Scorer,
-    /// What the figures of the final table are measured with beside.
-    pub others: Vec<&'a Extractor>,
+    /// The independent and the pixels' extractor, for the final table.
+    pub others: [&'a Extractor; 2],
     /// Where to sample.
     pub device: Device,
 }
@@ -42,7 +42,7 @@ enum Request {
 impl<'a> Team<'a> {
     /// Who judges by a suite.
     pub fn of(suite: &'a Suite, group: &'a Group, model: &'a Model, device: Device) -> Self {
-        let others = vec![&suite.independent.extractor, &suite.pixels.extractor];
+        let others = [&suite.independent.extractor, &suite.pixels.extractor];
         Self { group, model, primary: &suite.primary, others, device }
     }
 
@@ -64,8 +64,12 @@ impl<'a> Team<'a> {
                 }
                 Request::Distances { sampler, latents } => {
                     for rank in 1..self.group.size() {
-                        let another = of_another.get_or_insert_with(|| own.with_theta(own.theta.empty_like()));
-                        self.broadcast(if rank == self.group.rank() { &own } else { another })?;
+                        let received = match &of_another {
+                            _ if rank == self.group.rank() => &own,
+                            Some(weights) => weights,
+                            None => of_another.insert(self.model.layout.init(0, self.device)?),
+                        };
+                        self.broadcast(received)?;
                     }
                     self.own_distance(&own, &sampler, latents)?;
                 }
@@ -112,7 +116,7 @@ impl<'a> Team<'a> {
         std::iter::once(&weights.theta).chain(&weights.buffers).try_for_each(|tensor| self.group.broadcast(tensor))
     }
 
-    /// The primary extractor, or all.
+    /// The primary extractor, or all: with the independent and the pixels'.
     fn extractors(&self, all: bool) -> Vec<&Extractor> {
         let others = self.others.iter().filter(|_| all).copied();
         std::iter::once(&self.primary.extractor).chain(others).collect()
@@ -128,7 +132,7 @@ impl<'a> Team<'a> {
         latents: LatentSet,
     ) -> Result<Vec<f64>> {
         if models.len() != self.group.size() {
-            return models.map(|weights| self.distance(&weights?, sampler, latents)).collect();
+            return models.map(|weights| self.distance(&weights?, sampler, latents, || Ok(()))).collect();
         }
         let Some(own) = models.next().transpose()? else { return Ok(vec![]) };
         self.ask(&Request::Distances { sampler: sampler.clone(), latents })?;
@@ -136,16 +140,34 @@ impl<'a> Team<'a> {
         self.own_distance(&own, sampler, latents)
     }
 
-    /// The distances of the models of all ranks.
+    /// The distances of the models of all ranks. They meet after each chunk, so that none waits for another for longer; the
+    /// chunks are those of images that are shared, so that distances are the same to the last bit.
     fn own_distance(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<Vec<f64>> {
+        let latents = latents.among(self.group.size());
         let alone = Team { group: &Group::alone(), ..self.clone() };
-        let own = alone.distance(weights, sampler, latents)?;
+        let mut left = latents.draws().len();
+        let own = alone.distance(weights, sampler, latents, || {
+            left -= 1;
+            self.group.numbers(0).map(drop)
+        })?;
+        (0..left).try_for_each(|_| self.group.numbers(0).map(drop))?; // of a model whose images are not finite
         Ok(self.group.gather(&Tensor::f_from_slice(&[own])?)?.f_flatten(0, -1)?.try_into()?)
     }
 
-    fn distance(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<f64> {
+    /// Calls `after_chunk` after each chunk of finite images.
+    fn distance(
+        &self,
+        weights: &Weights,
+        sampler: &SamplerConfig,
+        latents: LatentSet,
+        mut after_chunk: impl FnMut() -> Result<()>,
+    ) -> Result<f64> {
         let mut evaluation = Evaluation::new(self.primary, latents.n, Metrics::default())?;
-        match self.features(weights, sampler, latents, false, |features| evaluation.add_features(&features[0]))? {
+        let add = |features: &[Tensor]| {
+            evaluation.add_features(&features[0])?;
+            after_chunk()
+        };
+        match self.features(weights, sampler, latents, false, add)? {
             true => Ok(evaluation.finish()?.fd),
             false => Ok(f64::INFINITY),
         }
