@@ -237,7 +237,8 @@ fn a_search_finds_the_same_on_any_number_of_ranks() {
     let patient = [&sizes[..], &["--set", "search.budget.patience=99"]].concat();
     assert_eq!(scores_by("3", "cma-es", "spread", &sizes), scores_by("3", "cma-es", "shared", &patient));
     // Ranks whose images are not finite wait for the others.
-    let wild = ["--set", "search.evolution.sigma=1e30", "--set", "search.evolution.batch=8"];
+    let wild = ["search.evolution.sigma=1e30", "search.evolution.batch=8", "search.chunk=4"];
+    let wild: Vec<&str> = wild.iter().flat_map(|set| ["--set", set]).collect();
     let (one, several) = (scores_by("1", "evolution", "wild-1", &wild), scores_by("3", "evolution", "wild-3", &wild));
     assert_eq!(several, one);
     assert!(one.iter().any(|fd| fd.is_infinite()) && one.iter().any(|fd| fd.is_finite()), "{one:?}");

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The slope of what replaces the clamp of pixels to [−1,1] outside of it, so that a gradient leads back.
 const LEAK: f64 = 0.01;
+/// Chunks of images between two meetings of ranks that make those of a model each: each chunk would cost what spreading gains.
+const MEETING: usize = 8;
 
 /// What images are made and judged with, the same on all ranks.
 #[derive(Clone)]
@@ -140,18 +142,24 @@ impl<'a> Team<'a> {
         self.own_distance(&own, sampler, latents)
     }
 
-    /// The distances of the models of all ranks. They meet after each chunk, so that none waits for another for longer; the
-    /// chunks are those of images that are shared, so that distances are the same to the last bit.
+    /// The distances of the models of all ranks. The chunks are those of images that are shared, so that distances are the
+    /// same to the last bit.
     fn own_distance(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<Vec<f64>> {
         let latents = latents.among(self.group.size());
         let alone = Team { group: &Group::alone(), ..self.clone() };
-        let mut left = latents.draws().len();
+        let mut chunks = 0;
         let own = alone.distance(weights, sampler, latents, || {
-            left -= 1;
-            self.group.numbers(0).map(drop)
+            chunks += 1;
+            self.meet_after(chunks)
         })?;
-        (0..left).try_for_each(|_| self.group.numbers(0).map(drop))?; // of a model whose images are not finite
+        // With images that are not finite it ended early.
+        (chunks + 1..=latents.draws().len()).try_for_each(|chunk| self.meet_after(chunk))?;
         Ok(self.group.gather(&Tensor::f_from_slice(&[own])?)?.f_flatten(0, -1)?.try_into()?)
+    }
+
+    /// Waits for the others every few chunks, so that none of them waits for the end of a long evaluation.
+    fn meet_after(&self, chunk: usize) -> Result<()> {
+        if chunk.is_multiple_of(MEETING) { self.group.numbers(0).map(drop) } else { Ok(()) }
     }
 
     /// Calls `after_chunk` after each chunk of finite images.
