@@ -204,7 +204,7 @@ pub struct Budget {
     /// Images sampled.
     pub images: Option<u64>,
     /// Evaluations since the best score after which a method gives up; for methods that draw fresh latents, since the best
-    /// mean of ten scores.
+    /// mean of ten scores. As each score may be the last, candidates are merged and scored one by one.
     pub patience: Option<u64>,
 }
 

@@ -51,7 +51,7 @@ enum Next {
     Done,
 }
 
-/// Candidates that are merged in one pass over the checkpoints, at least; as many for each rank.
+/// Candidates that are merged in one pass over the checkpoints, rounded up so that each rank has as many.
 const BATCH: usize = 8;
 /// How long a worker waits before it looks for the scores of others.
 const PAUSE: Duration = Duration::from_millis(100);

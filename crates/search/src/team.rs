@@ -125,8 +125,8 @@ impl<'a> Team<'a> {
     }
 
     /// Of rank 0: the Fréchet distances of the images that models make of a latent set; +∞ where a pixel is not finite. Where
-    /// there are as many models as ranks, each rank makes and judges one, which costs no more exchanges than the parameters;
-    /// else the ranks share the images of each.
+    /// there are as many models as ranks, each rank makes and judges one, so that parameters and distances are all that they
+    /// exchange; else they share the images of each.
     pub(crate) fn distances(
         &self,
         mut models: impl ExactSizeIterator<Item = Result<Weights>>,
