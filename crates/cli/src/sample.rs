@@ -58,23 +58,14 @@ pub fn command(args: &SampleArgs, group: &Group) -> miette::Result<Ended> {
     let bar = progress::bar("sampling", args.n, "images");
     let latents = LatentSet { seed: args.seed, stream: Stream::SampleLatents, n: args.n, chunk: args.machine.chunk };
     let images = catch("sampling", || {
-        let (net, draws) = (model.bind(&weights)?, latents.among(group.size()).draws());
-        let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
-        let [c, h, w] = card.image.chw();
-        let none = Tensor::f_empty([0, c, h, w], (Kind::Uint8, device))?;
         let mut all = Vec::new();
-        group.in_turn(
-            &rows,
-            &none,
-            |i| chunk(&net, &sampler, draws[i], device),
-            |_, images| {
-                bar.inc(images.size()[0] as u64);
-                if group.leads() {
-                    all.push(images.f_to(Device::Cpu)?);
-                }
-                Ok(true)
-            },
-        )?;
+        chunks(&model.bind(&weights)?, &sampler, latents, (device, group), |images| {
+            bar.inc(images.size()[0] as u64);
+            if group.leads() {
+                all.push(images.f_to(Device::Cpu)?);
+            }
+            Ok(())
+        })?;
         Ok(if group.leads() { Some(Tensor::f_cat(&all, 0)?) } else { None })
     })
     .into_diagnostic()?;
@@ -85,6 +76,22 @@ pub fn command(args: &SampleArgs, group: &Group) -> miette::Result<Ended> {
     write(&output, &images, classes.as_ref()).into_diagnostic()?;
     ui::say!("{} images, {} NFE each: {}", args.n, sampler.nfe(), args.out.display());
     Ok(Ended::Done)
+}
+
+/// Calls `with` for the samples u8 `[n,C,H,W]` of each chunk, in their order, on all ranks.
+pub fn chunks(
+    net: &Denoiser,
+    sampler: &SamplerConfig,
+    latents: LatentSet,
+    (device, group): (Device, &Group),
+    mut with: impl FnMut(Tensor) -> Result<()>,
+) -> Result<()> {
+    let draws = latents.among(group.size()).draws();
+    let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
+    let [c, h, w] = net.model().image.chw();
+    let none = Tensor::f_empty([0, c, h, w], (Kind::Uint8, device))?;
+    let sample = |i: usize| chunk(net, sampler, draws[i], device);
+    group.in_turn(&rows, &none, sample, |_, images| with(images).map(|()| true))
 }
 
 /// Samples u8 `[n,C,H,W]`.

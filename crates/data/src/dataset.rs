@@ -52,6 +52,9 @@ pub struct Dataset {
     pub(crate) device_budget_mib: u64,
 }
 
+// SAFETY: libtorch lets threads read a tensor at once, and images and labels are only read.
+unsafe impl Sync for Dataset {}
+
 impl Dataset {
     /// Decodes all images into host memory, on all cores; `bar` counts them.
     ///

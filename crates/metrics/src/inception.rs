@@ -5,7 +5,8 @@
 
 use crate::extractor::rgb;
 use lcsc_torch::{
-    Device, Error, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Precision, Result, Tensor, TensorSpec, bail,
+    Device, Error, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Precision, Result, Tensor, TensorSpec,
+    Weights, bail,
 };
 use std::collections::HashMap;
 
@@ -263,7 +264,7 @@ impl Structure {
 pub struct Inception {
     structure: Structure,
     layout: ParamLayout,
-    theta: Tensor,
+    weights: Weights,
     precision: Precision,
     /// The first digits of the hash of the file that the weights are from.
     hash: String,
@@ -290,7 +291,8 @@ impl Inception {
             |spec: &TensorSpec| found.folded(&spec.name)?.f_to_kind(Kind::Float)?.f_flatten(0, -1).map_err(Error::from);
         let theta = Tensor::f_cat(&layout.params().iter().map(piece).collect::<Result<Vec<_>>>()?, 0)?.f_to(device)?;
         let hash = hash.get(..8).unwrap_or(hash).to_string();
-        Ok(Inception { structure, layout, theta, precision: Precision::F32, hash })
+        let weights = Weights { theta, buffers: vec![] };
+        Ok(Inception { structure, layout, weights, precision: Precision::F32, hash })
     }
 
     /// The same network with weights and activations in another precision. Images are resized and features averaged in f32.
@@ -298,13 +300,14 @@ impl Inception {
     /// # Errors
     /// The device has no room.
     pub fn in_precision(self, precision: Precision) -> Result<Inception> {
-        Ok(Inception { theta: self.theta.f_to_kind(precision.kind())?, precision, ..self })
+        let theta = self.weights.theta.f_to_kind(precision.kind())?;
+        Ok(Inception { weights: self.weights.with_theta(theta), precision, ..self })
     }
 
     /// Features f32 [B,2048] of pixels f32 [B,1 or 3,H,W] in [−1,1].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let Structure { stem, blocks, .. } = &self.structure;
-        let params = self.layout.views(&self.theta, &[])?;
+        let params = self.layout.views(&self.weights.theta, &[])?;
         // Resizing commutes with the map to [0,1] and back that the reference makes around it.
         let x = rgb(x).upsample_bilinear2d([SIDE, SIDE], false, None, None).to_kind(self.precision.kind());
         let x = halved(&stem[0].forward(&params, &x));
@@ -315,7 +318,7 @@ impl Inception {
 
     /// Class probabilities f32 [B,1008] of features f32 [B,2048]: without the bias, as TensorFlow's Inception Score.
     pub(crate) fn probabilities(&self, features: &Tensor) -> Result<Tensor> {
-        let params = self.layout.views(&self.theta, &[])?;
+        let params = self.layout.views(&self.weights.theta, &[])?;
         let weight = params[self.structure.scores].f_to_kind(Kind::Float)?;
         Ok(features.f_linear(&weight, None::<&Tensor>)?.f_softmax(1, Kind::Float)?)
     }
@@ -325,7 +328,7 @@ impl Inception {
     }
 
     pub(crate) fn device(&self) -> Device {
-        self.theta.device()
+        self.weights.theta.device()
     }
 
     pub(crate) fn convention(&self) -> String {

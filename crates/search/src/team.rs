@@ -204,12 +204,12 @@ impl<'a> Team<'a> {
         by_all: bool,
         with: impl FnMut(&[Tensor]) -> Result<()>,
     ) -> Result<bool> {
-        let net = self.model.bind(weights)?;
+        let (net, device) = (self.model.bind(weights)?, self.device);
         let draws = latents.among(self.group.size()).draws();
         let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
         let images = |task: usize| {
             let Draw { seed, stream, first, n } = draws[task];
-            let images = generate(&net, sampler, seed, stream, first, n, self.device)?.images;
+            let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
             Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
         };
         features_in_turn(self.group, &self.extractors(by_all), &rows, images, with)
@@ -245,7 +245,7 @@ impl<'a> Team<'a> {
             let gradient = if fd.is_finite() { gradient } else { gradient.f_zeros_like()? };
             return Ok((fd, gradient));
         }
-        let features = no_grad(|| self.smooth_features(weights, sampler, &draws))?;
+        let features = self.smooth_features(weights, sampler, &draws)?;
         let (fd, f_bar) = match self.group.leads() {
             true => {
                 let gradient = reference.gradient(&features)?;
@@ -271,14 +271,14 @@ impl<'a> Team<'a> {
 
     /// Features f32 [N,D] of all draws, of pixels that are not rounded.
     fn smooth_features(&self, weights: &Weights, sampler: &SamplerConfig, draws: &[Draw]) -> Result<Tensor> {
-        let net = self.model.bind(weights)?;
+        let (net, device) = (self.model.bind(weights)?, self.device);
         let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
         let extractor = &self.primary.extractor;
         let mut all = Vec::new();
         let chunk = |task: usize| {
             let Draw { seed, stream, first, n } = draws[task];
-            let images = generate(&net, sampler, seed, stream, first, n, self.device)?.images;
-            extractor.forward(&leaky_clamp(&images))
+            let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
+            no_grad(|| extractor.forward(&leaky_clamp(&images)))
         };
         self.group.in_turn(&rows, &no_features(&[extractor])?, chunk, |_, features| {
             all.push(features);
@@ -318,21 +318,19 @@ pub fn features_in_turn(
     group: &Group,
     extractors: &[&Extractor],
     rows: &[usize],
-    mut images: impl FnMut(usize) -> Result<Option<Tensor>>,
+    images: impl Fn(usize) -> Result<Option<Tensor>> + Sync,
     mut with: impl FnMut(&[Tensor]) -> Result<()>,
 ) -> Result<bool> {
     let dims: Vec<i64> = extractors.iter().map(|e| e.dim()).collect();
     let none = no_features(extractors)?;
+    let device = none.device();
     // Features side by side; NaN in all of them stands for images that are not finite.
     let compute = |task: usize| {
         let Some(images) = images(task)? else {
-            return Ok(none.f_new_full(
-                [rows[task] as i64, dims.iter().sum()],
-                f64::NAN,
-                (none.kind(), none.device()),
-            )?);
+            let size = [rows[task] as i64, dims.iter().sum()];
+            return Ok(Tensor::f_full(size, f64::NAN, (Kind::Float, device))?);
         };
-        let features = extractors.iter().map(|e| Ok(e.features(&images)?.f_to(none.device())?));
+        let features = extractors.iter().map(|e| Ok(e.features(&images)?.f_to(device)?));
         Ok(Tensor::f_cat(&features.collect::<Result<Vec<_>>>()?, 1)?)
     };
     let mut all_finite = true;

@@ -248,24 +248,6 @@ pub fn synchronize(device: Device) {
     }
 }
 
-/// Threads that one CPU operation uses now.
-pub fn cpu_threads() -> usize {
-    tch::get_num_threads().max(1) as usize
-}
-
-/// Threads to use when nothing is said: `OMP_NUM_THREADS`, else the cores that this process may use, shared with the other
-/// ranks of its machine (`LOCAL_WORLD_SIZE`).
-pub fn default_threads() -> usize {
-    let number = |name| std::env::var(name).ok().and_then(|s| s.parse().ok()).filter(|n| *n > 0);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    number("OMP_NUM_THREADS").unwrap_or_else(|| (cores / number("LOCAL_WORLD_SIZE").unwrap_or(1)).max(1))
-}
-
-/// Sets the number of threads of one CPU operation. Gradients of convolutions depend on it in their last bits.
-pub fn set_cpu_threads(n: usize) {
-    tch::set_num_threads(n.max(1) as i32);
-}
-
 /// Has the C library keep memory that was freed, up to 2 GiB apiece, for what is asked for next: fresh pages cost more
 /// than what is computed in them (merging eight models into one tensor of 640 MB takes a quarter less time so).
 pub fn keep_freed_memory() {

@@ -15,8 +15,10 @@ pub use store::Store;
 
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::threads::side_by_side;
 use collective::Backend;
 use std::cell::{Cell, OnceCell};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -231,7 +233,8 @@ impl Group {
     }
 
     /// Rows `[n,…]` of tasks 0, 1, 2, … that the ranks compute in turn: `with` gets them in the order of the tasks, on all
-    /// ranks; false ends it on all. `rows` says how many rows each task has; `like` is `[0,…]`, of the rows' shape and type.
+    /// ranks; false ends it on all. `rows` says how many rows each task has; `like` is `[0,…]`, of the rows' shape and type,
+    /// where they are computed: on a CPU several of a rank's tasks at once.
     ///
     /// # Errors
     /// Those of both functions. Another rank is gone.
@@ -239,16 +242,17 @@ impl Group {
         &self,
         rows: &[usize],
         like: &Tensor,
-        mut compute: impl FnMut(usize) -> Result<Tensor>,
+        compute: impl Fn(usize) -> Result<Tensor> + Sync,
         mut with: impl FnMut(usize, Tensor) -> Result<bool>,
     ) -> Result<()> {
         let most = rows.iter().max().map_or(0, |n| *n as i64);
+        let mut ahead = VecDeque::new();
         for first in (0..rows.len()).step_by(self.size) {
-            let mine = first + self.rank;
-            let mut own = match rows.get(mine) {
-                Some(_) => compute(mine)?,
-                None => like.shallow_clone(),
-            };
+            if ahead.is_empty() {
+                let mine = (first + self.rank..rows.len()).step_by(self.size);
+                ahead.extend(side_by_side(mine, like.device(), &compute)?);
+            }
+            let mut own = ahead.pop_front().unwrap_or_else(|| like.shallow_clone());
             if self.joined.is_some() {
                 let missing = [&[most - own.size()[0]], &own.size()[1..]].concat();
                 own = Tensor::f_cat(&[&own, &Tensor::f_zeros(missing, (own.kind(), own.device()))?], 0)?;

@@ -37,6 +37,12 @@ pub fn catch<T>(during: &str, stage: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// For another thread to call, so that its panics are as silent as those of this one.
+pub(crate) fn guarded_alike() -> impl Fn() + Copy + Send {
+    let guarded = GUARDED.get();
+    move || GUARDED.set(guarded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

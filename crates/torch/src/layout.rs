@@ -192,6 +192,9 @@ pub struct Params {
     buffers: Vec<Tensor>,
 }
 
+// SAFETY: libtorch lets threads read a tensor at once, and what computes with a network only reads its parameters.
+unsafe impl Sync for Params {}
+
 impl Params {
     /// The type of all parameters: the one that a network computes in.
     pub fn kind(&self) -> Kind {

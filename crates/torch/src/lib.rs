@@ -36,12 +36,10 @@ mod noise;
 mod optim;
 mod pixels;
 mod shim;
+mod threads;
 mod weights;
 
-pub use device::{
-    CudaStatus, DeviceChoice, Precision, cpu_threads, default_threads, download, keep_freed_memory, open_cuda,
-    set_cpu_threads, synchronize, upload,
-};
+pub use device::{CudaStatus, DeviceChoice, Precision, download, keep_freed_memory, open_cuda, synchronize, upload};
 pub use error::{Context, Error, Invalid, Result};
 pub use group::{Failure, Group, Ranks, Store, open_nccl_library};
 pub use guard::{catch, install_panic_hook};
@@ -53,6 +51,7 @@ pub use pixels::{to_float, to_u8};
 pub use shim::allow_tf32;
 pub use tch;
 pub use tch::{Device, Kind, Tensor};
+pub use threads::{cpu_threads, default_threads, set_cpu_threads};
 pub use weights::{
     Metadata, SafeFile, StorageDtype, Weights, load_weights, pack_weights, serialize, sync_folder, write_atomic,
 };

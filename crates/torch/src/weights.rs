@@ -22,6 +22,9 @@ pub struct Weights {
     pub buffers: Vec<Tensor>,
 }
 
+// SAFETY: as for `Params`; an optimizer, which writes, has weights of its own.
+unsafe impl Sync for Weights {}
+
 impl Weights {
     /// The same buffers beside another flat vector.
     pub fn with_theta(&self, theta: Tensor) -> Weights {

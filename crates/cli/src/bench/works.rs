@@ -174,9 +174,8 @@ fn sampling(timer: &Timer, sampler: &SamplerConfig, chunk: u64) -> Result<Timed>
     let weights = model.layout.init(0, timer.device)?;
     let net = model.bind(&weights)?;
     let latents = LatentSet { seed: 0, stream: Stream::SampleLatents, n: IMAGES, chunk };
-    let seconds = timer.seconds(|| {
-        latents.draws().into_iter().try_for_each(|draw| sample::chunk(&net, sampler, draw, timer.device).map(drop))
-    })?;
+    let place = (timer.device, timer.group);
+    let seconds = timer.seconds(|| sample::chunks(&net, sampler, latents, place, |_| Ok(())))?;
     let cost = Cost::flops(IMAGES as f64 * sampler.nfe() as f64 * flops(&model.layout));
     let what = format!("tiny, {} NFE, {chunk} at once", sampler.nfe());
     Ok(Timed { what, seconds, cost, items: Some((IMAGES, "img")) })
@@ -241,9 +240,7 @@ fn fid(timer: &Timer, chunk: u64) -> Result<Timed> {
     let latents = LatentSet { seed: 0, stream: Stream::SampleLatents, n, chunk };
     let seconds = timer.seconds(|| {
         let mut evaluation = Evaluation::new(&scorer, n, Metrics::default())?;
-        for draw in latents.draws() {
-            evaluation.add(&sample::chunk(&net, &one_step(), draw, timer.device)?)?;
-        }
+        sample::chunks(&net, &one_step(), latents, (timer.device, timer.group), |images| evaluation.add(&images))?;
         evaluation.finish()
     })?;
     let cost = Cost::flops(n as f64 * (flops(&model.layout) + INCEPTION_FLOPS));
