@@ -404,7 +404,7 @@ pub struct MachineArgs {
     /// CPU threads of one operation (default: all cores).
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Images sampled at once.
+    /// Images sampled at once; by small networks on a CPU, up to four such chunks side by side.
     #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..))]
     pub chunk: u64,
 }

@@ -116,7 +116,7 @@ impl Source {
             Self::Weights(g) => {
                 let net = g.model.bind(&g.weights)?;
                 let images = |i: usize| sample::chunk(&net, &g.sampler, draws[i], device).map(Some);
-                features_in_turn(group, extractors, &rows, images, with)?
+                features_in_turn(group, extractors, &rows, g.model.chunks_at_once(device), images, with)?
             }
             // Whatever their order: samples often lie class by class.
             Self::Images(data) => {
@@ -126,7 +126,7 @@ impl Source {
                     let chunk = Tensor::f_from_slice(&order[first as usize..][..n])?.f_to(device)?;
                     Ok(Some(data.images.f_index_select(0, &chunk)?))
                 };
-                features_in_turn(group, extractors, &rows, images, with)?
+                features_in_turn(group, extractors, &rows, 1, images, with)?
             }
         };
         if all_finite { Ok(()) } else { Err(Error::msg("the extractor gives features that are not finite")) }

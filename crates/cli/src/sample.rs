@@ -91,7 +91,8 @@ pub fn chunks(
     let [c, h, w] = net.model().image.chw();
     let none = Tensor::f_empty([0, c, h, w], (Kind::Uint8, device))?;
     let sample = |i: usize| chunk(net, sampler, draws[i], device);
-    group.in_turn(&rows, &none, sample, |_, images| with(images).map(|()| true))
+    let at_once = net.model().chunks_at_once(device);
+    group.in_turn(&rows, &none, at_once, sample, |_, images| with(images).map(|()| true))
 }
 
 /// Samples u8 `[n,C,H,W]`.

@@ -42,7 +42,7 @@ pub struct SearchConfig {
     /// Where it does not, it stays in host memory up to this many GiB, else in mapped files. On the CPU `memory_gib`
     /// alone counts.
     pub host_memory_gib: f64,
-    /// Images sampled at once.
+    /// Images sampled at once. On a CPU, networks of up to 4 M parameters take up to four such chunks side by side, one a core.
     pub chunk: u64,
     /// What is added to the distance.
     pub penalty: Penalty,

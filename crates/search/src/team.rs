@@ -212,7 +212,8 @@ impl<'a> Team<'a> {
             let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
             Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
         };
-        features_in_turn(self.group, &self.extractors(by_all), &rows, images, with)
+        let at_once = self.model.chunks_at_once(device);
+        features_in_turn(self.group, &self.extractors(by_all), &rows, at_once, images, with)
     }
 
     /// Of rank 0: F and ∂F/∂θ f32 [P] of the images of a latent set; F = +∞ with a gradient of zero where images are not
@@ -280,7 +281,8 @@ impl<'a> Team<'a> {
             let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
             no_grad(|| extractor.forward(&leaky_clamp(&images)))
         };
-        self.group.in_turn(&rows, &no_features(&[extractor])?, chunk, |_, features| {
+        let at_once = self.model.chunks_at_once(device);
+        self.group.in_turn(&rows, &no_features(&[extractor])?, at_once, chunk, |_, features| {
             all.push(features);
             Ok(true)
         })?;
@@ -309,8 +311,8 @@ impl<'a> Team<'a> {
 }
 
 /// Features by each of the extractors of images that the ranks make and judge in turn: `images` gives those of a task, u8
-/// `[n,C,H,W]`, or none where they are not finite, and `rows` their numbers. `with` gets the features f32 `[n,D]` in the order of the
-/// tasks, on all ranks. False once images are not finite.
+/// `[n,C,H,W]`, or none where they are not finite, and `rows` their numbers; a rank does `at_once` of its tasks side by side. `with`
+/// gets the features f32 `[n,D]` in the order of the tasks, on all ranks. False once images are not finite.
 ///
 /// # Errors
 /// Those of both functions and of the extractors; another rank is gone.
@@ -318,6 +320,7 @@ pub fn features_in_turn(
     group: &Group,
     extractors: &[&Extractor],
     rows: &[usize],
+    at_once: usize,
     images: impl Fn(usize) -> Result<Option<Tensor>> + Sync,
     mut with: impl FnMut(&[Tensor]) -> Result<()>,
 ) -> Result<bool> {
@@ -334,7 +337,7 @@ pub fn features_in_turn(
         Ok(Tensor::f_cat(&features.collect::<Result<Vec<_>>>()?, 1)?)
     };
     let mut all_finite = true;
-    group.in_turn(rows, &none, compute, |_, features| {
+    group.in_turn(rows, &none, at_once, compute, |_, features| {
         all_finite = features.f_isnan()?.f_all()?.f_int64_value(&[])? == 0;
         if all_finite {
             with(&features.f_split_with_sizes(&dims[..], 1)?)?;

@@ -233,8 +233,8 @@ impl Group {
     }
 
     /// Rows `[n,…]` of tasks 0, 1, 2, … that the ranks compute in turn: `with` gets them in the order of the tasks, on all
-    /// ranks; false ends it on all. `rows` says how many rows each task has; `like` is `[0,…]`, of the rows' shape and type,
-    /// where they are computed: on a CPU several of a rank's tasks at once.
+    /// ranks; false ends it on all. `rows` says how many rows each task has; `like` is `[0,…]`, of the rows' shape and type.
+    /// Of a rank's tasks `at_once`, up to four, are computed side by side on its CPU.
     ///
     /// # Errors
     /// Those of both functions. Another rank is gone.
@@ -242,6 +242,7 @@ impl Group {
         &self,
         rows: &[usize],
         like: &Tensor,
+        at_once: usize,
         compute: impl Fn(usize) -> Result<Tensor> + Sync,
         mut with: impl FnMut(usize, Tensor) -> Result<bool>,
     ) -> Result<()> {
@@ -250,7 +251,7 @@ impl Group {
         for first in (0..rows.len()).step_by(self.size) {
             if ahead.is_empty() {
                 let mine = (first + self.rank..rows.len()).step_by(self.size);
-                ahead.extend(side_by_side(mine, like.device(), &compute)?);
+                ahead.extend(side_by_side(mine, at_once, &compute)?);
             }
             let mut own = ahead.pop_front().unwrap_or_else(|| like.shallow_clone());
             if self.joined.is_some() {

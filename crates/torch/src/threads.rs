@@ -4,9 +4,9 @@ use crate::error::{Error, Result};
 use crate::guard::guarded_alike;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::sync::LazyLock;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-/// Tasks that a CPU computes at once at most: each takes as much memory as one alone.
+/// Tasks that are computed at once at most: each takes as much memory as one alone.
 const AT_ONCE: usize = 4;
 
 /// Threads that one CPU operation uses now.
@@ -31,22 +31,20 @@ pub fn set_cpu_threads(n: usize) {
 static SIDES: LazyLock<std::result::Result<ThreadPool, ThreadPoolBuildError>> =
     LazyLock::new(|| ThreadPoolBuilder::new().num_threads(AT_ONCE).build());
 
-/// What `compute` gives for the first of `tasks`, in their order: for as many as are computed at once. On a CPU that is one a
-/// thread, up to four, with a share of the threads each: where all meet after each operation on small tensors, a sixth of
-/// their time goes by in waiting.
+/// What `compute` gives for the first `at_once` of `tasks`, up to four, in their order: on the CPU, with a share of the
+/// [default threads](default_threads) each, and no more than an operation has now.
 pub(crate) fn side_by_side(
     tasks: impl Iterator<Item = usize>,
-    device: Device,
+    at_once: usize,
     compute: impl Fn(usize) -> Result<Tensor> + Sync,
 ) -> Result<Vec<Tensor>> {
-    let threads = cpu_threads();
-    let at_once = if device == Device::Cpu { threads.min(AT_ONCE) } else { 1 };
-    let tasks: Vec<usize> = tasks.take(at_once).collect();
+    let tasks: Vec<usize> = tasks.take(at_once.clamp(1, AT_ONCE)).collect();
     if tasks.len() < 2 {
         return tasks.into_iter().map(compute).collect();
     }
     let sides = SIDES.as_ref().map_err(|e| Error::msg(format!("threads that compute side by side: {e}")))?;
-    let (share, alike) = (threads / tasks.len(), guarded_alike());
+    let (threads, alike) = (cpu_threads(), guarded_alike());
+    let share = (default_threads() / tasks.len()).clamp(1, threads);
     let found = sides.broadcast(|side| {
         let task = *tasks.get(side.index())?;
         alike();
@@ -62,37 +60,32 @@ pub(crate) fn side_by_side(
 mod tests {
     use super::*;
     use crate::catch;
-    use tch::Kind;
+    use tch::{Device, Kind};
 
     #[test]
     fn tasks_side_by_side_share_the_threads_and_come_in_order() {
         let compute = |task| Ok(Tensor::from_slice(&[task as i64, cpu_threads() as i64]));
-        for (threads, tasks, shares) in [
-            (1, 0..9, vec![1]),
-            (2, 0..9, vec![1, 1]),
-            (4, 7..8, vec![4]),
-            (4, 1..3, vec![2, 2]),
-            (9, 2..9, vec![2, 2, 2, 2]),
-            (9, 2..2, vec![]),
-        ] {
-            set_cpu_threads(threads);
-            let found = side_by_side(tasks.clone(), Device::Cpu, compute).unwrap();
-            let found = found.into_iter().map(|t| Vec::<i64>::try_from(t).unwrap());
-            let expected: Vec<_> = tasks.zip(&shares).map(|(task, &share)| vec![task as i64, share]).collect();
-            assert_eq!(found.collect::<Vec<_>>(), expected);
-            assert_eq!(cpu_threads(), threads);
+        set_cpu_threads(3);
+        for (tasks, at_once, found) in
+            [(0..9, 0, 1), (0..9, 1, 1), (1..3, 2, 2), (2..9, 3, 3), (2..9, 9, 4), (2..2, 4, 0)]
+        {
+            let shares = side_by_side(tasks.clone(), at_once, compute).unwrap();
+            assert_eq!((shares.len(), cpu_threads()), (found, 3));
+            let share = if found < 2 { 3 } else { (default_threads() / found).clamp(1, 3) as i64 };
+            for (of_task, task) in shares.iter().zip(tasks) {
+                assert_eq!(Vec::<i64>::try_from(of_task).unwrap(), [task as i64, share]);
+            }
         }
-        assert_eq!(side_by_side(0..9, Device::Cuda(0), compute).unwrap().len(), 1);
     }
 
     #[test]
     fn errors_and_panics_of_a_task_are_those_of_all() {
         set_cpu_threads(3);
         let fails = |task| if task == 1 { Err(Error::msg("no room")) } else { Ok(Tensor::from(0)) };
-        assert_eq!(side_by_side(0..3, Device::Cpu, fails).unwrap_err().to_string(), "no room");
+        assert_eq!(side_by_side(0..3, 3, fails).unwrap_err().to_string(), "no room");
         let ones = |n: usize| Tensor::ones([n as i64], (Kind::Float, Device::Cpu));
         let sum = |task| Ok(ones(task + 1) + ones(2));
-        let text = catch("sampling", || side_by_side(0..3, Device::Cpu, sum)).unwrap_err().to_string();
+        let text = catch("sampling", || side_by_side(0..3, 3, sum)).unwrap_err().to_string();
         assert!(text.starts_with("libtorch, during sampling: The size of tensor a (3)"), "{text}");
     }
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::set_cpu_threads;
 use std::sync::Mutex;
 use std::thread;
 
@@ -86,9 +85,8 @@ fn an_error_of_one_rank_is_that_of_all() {
 fn tasks_are_shared_and_come_in_order() {
     let rows = [2, 2, 2, 2, 1];
     let row = |task: usize, n: usize| Tensor::full([n as i64, 3], task as f64, (Kind::Float, Device::Cpu));
-    for (size, threads) in [(1, 1), (1, 2), (1, 9), (2, 1), (2, 2), (3, 1)] {
+    for (size, at_once) in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (3, 1)] {
         let work = |group: Group| {
-            set_cpu_threads(threads);
             let (computed, mut seen) = (Mutex::new(Vec::new()), Vec::new());
             let compute = |task: usize| {
                 computed.lock().unwrap().push(task);
@@ -99,7 +97,7 @@ fn tasks_are_shared_and_come_in_order() {
                 seen.push(task);
                 Ok(true)
             };
-            group.in_turn(&rows, &row(0, 0), compute, with).unwrap();
+            group.in_turn(&rows, &row(0, 0), at_once, compute, with).unwrap();
             assert_eq!(seen, [0, 1, 2, 3, 4]);
             let mut computed = computed.into_inner().unwrap();
             computed.sort_unstable();
@@ -109,7 +107,7 @@ fn tasks_are_shared_and_come_in_order() {
                 before_the_end += 1;
                 Ok(task < 2)
             };
-            group.in_turn(&rows, &row(0, 0), |task| Ok(row(task, rows[task])), last).unwrap();
+            group.in_turn(&rows, &row(0, 0), at_once, |task| Ok(row(task, rows[task])), last).unwrap();
             assert_eq!(before_the_end, 3);
         };
         if size == 1 { work(Group::alone()) } else { drop(on_ranks(size, work)) }
