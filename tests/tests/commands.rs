@@ -35,6 +35,7 @@ fn a_finished_run_and_every_command_on_it() {
     merging_gives_the_same_bits(folder);
     samples_are_the_same_however_they_are_written(folder);
     eval_measures(folder);
+    cores_that_take_a_chunk_each_change_nothing(folder);
     settings_of_another_training_are_refused(folder);
 }
 
@@ -171,6 +172,28 @@ fn samples_are_the_same_however_they_are_written(folder: &Path) {
     let args = ["sample", "--weights", "run/merged.safetensors", "--out", "x.npz", "--sampler", "huen = {}"];
     let message = refuse(folder, &args);
     assert!(message.contains("--sampler huen = {}") && message.contains("heun"), "{message}");
+}
+
+fn cores_that_take_a_chunk_each_change_nothing(folder: &Path) {
+    let found = ["1", "2", "7"].map(|cores| {
+        let of_weights = "--weights run/merged.safetensors --chunk 20";
+        let line = format!(
+            "export OMP_NUM_THREADS={cores}; lcsc sample {of_weights} --n 100 --out cores.npz; \
+             lcsc eval {of_weights} --n 100 --json cores.json"
+        );
+        let ended = shell(folder, &line);
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let fds: Vec<f64> =
+            (0..3).map(|i| json(&folder.join("cores.json"))["results"][i]["fd"].as_f64().unwrap()).collect();
+        (npz::<u8>(&folder.join("cores.npz"), "arr_0"), fds)
+    });
+    let [(images, fds), more @ ..] = &found;
+    assert_eq!(images.0, [100, 8, 8, 1]);
+    for (same_images, same_fds) in more {
+        assert_eq!(same_images, images);
+        // Matrix products of more threads are summed in another order.
+        assert!(fds.iter().zip(same_fds).all(|(a, b)| (a - b).abs() < 1e-9 * a.abs()), "{fds:?} {same_fds:?}");
+    }
 }
 
 fn eval_measures(folder: &Path) {

@@ -51,8 +51,9 @@ impl Model {
         Ok(Denoiser { model: self, params: self.layout.views(&theta, &weights.buffers)? })
     }
 
-    /// How many chunks of images are best sampled at once. On a CPU one a thread for a small network: where all threads meet
-    /// after each operation on small tensors, a sixth of their time goes by in waiting. A large one keeps them busy with one.
+    /// How many chunks of images are best sampled at once. On a CPU one a core (`OMP_NUM_THREADS`) for a small network: where
+    /// all threads meet after each operation on small tensors, a sixth of their time goes by in waiting. A large one keeps them
+    /// busy with one chunk.
     pub fn chunks_at_once(&self, device: Device) -> usize {
         if device == Device::Cpu && self.layout.numel() <= SMALL { default_threads() } else { 1 }
     }
