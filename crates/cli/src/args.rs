@@ -401,7 +401,7 @@ pub struct MachineArgs {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// CPU threads of one operation (default: all cores).
+    /// CPU threads of one operation (default: all cores; OMP_NUM_THREADS also bounds the chunks side by side).
     #[arg(long)]
     pub threads: Option<usize>,
     /// Images sampled at once; by small networks on a CPU, up to four such chunks side by side.

@@ -32,7 +32,7 @@ pub struct Config {
     #[serde(default)]
     pub device: DeviceChoice,
     /// CPU threads of one operation; by default `OMP_NUM_THREADS`, else all cores (shared with the other ranks of the machine).
-    /// Chunks of images that are sampled side by side use as many cores whatever this says.
+    /// The images of small networks are sampled on up to four cores whatever this says: those that `OMP_NUM_THREADS` allows.
     #[serde(default)]
     pub threads: Option<usize>,
     /// What networks compute in; weights, moments, preconditioning, losses and samplers stay f32 or wider.

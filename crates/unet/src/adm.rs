@@ -2,11 +2,11 @@
 //! improved DDPM and OpenAI's consistency models need.
 
 use crate::blocks::{
-    BlockOptions, Conv2d, GroupNorm, Inits, LayerInit, Linear, NoiseEmbedding, NormOptions, Resample, Resampling,
-    UNetBlock,
+    BlockOptions, Conv2d, GroupNorm, Inits, LayerInit, Linear, NoiseEmbedding, NormOptions, Resampling, UNetBlock,
 };
 use crate::config::{Common, Heads, ImageShape, Resolution};
 use crate::network::Inputs;
+use crate::resample::Resample;
 use lcsc_torch::{Init, Invalid, Kind, LayoutBuilder, ParamLayout, Params, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -26,6 +26,7 @@ mod config;
 mod groups;
 mod network;
 mod openai;
+mod resample;
 mod song;
 
 pub use adm::{DhariwalUNet, DhariwalUNetConfig};

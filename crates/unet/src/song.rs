@@ -1,11 +1,11 @@
 //! `SongUNet`: the DDPM++ and NCSN++ networks of Song et al. 2021 as configured by EDM (Karras et al. 2022, table 7).
 
 use crate::blocks::{
-    BlockOptions, Conv2d, GroupNorm, Inits, LayerInit, Linear, NoiseEmbedding, NormOptions, Resample, Resampling,
-    UNetBlock,
+    BlockOptions, Conv2d, GroupNorm, Inits, LayerInit, Linear, NoiseEmbedding, NormOptions, Resampling, UNetBlock,
 };
 use crate::config::{Decoder, DecoderAttention, Embedding, Encoder, Heads, ImageShape, Resolution, SongUNetConfig};
 use crate::network::Inputs;
+use crate::resample::Resample;
 use lcsc_torch::{Init, LayoutBuilder, ParamLayout, Params, Tensor};
 
 const INIT: LayerInit = LayerInit::Xavier(1.0);
