@@ -2,10 +2,12 @@
 
 use lcsc_torch::{Device, Kind, Result, Tensor, bail, cpu_threads};
 
-/// Columns of a row that are taken at once: those of the results stay in the cache while the rows pass by.
-const TILE: usize = 4096;
-/// Rows that are read side by side, so that results are loaded and stored once for all of them.
-const ROWS: usize = 4;
+/// Columns that are taken at once, of so many rows: those of the rows stay in the cache for all candidates.
+const TILE: usize = 1024;
+const DEPTH: usize = 64;
+/// Candidates whose sums are formed at once, in registers, for so many columns.
+const FOUR: usize = 4;
+const LANES: usize = 16;
 /// Fewer products than this are not worth a second thread.
 const PART: usize = 1 << 16;
 
@@ -59,30 +61,90 @@ fn add_tiles(mut sums: Vec<Sum>, rows: Vec<&[f32]>, first: bool) {
     let columns = rows.first().map_or(0, |row| row.len());
     for start in (0..columns).step_by(TILE) {
         let tile = start..columns.min(start + TILE);
-        if first {
-            sums.iter_mut().for_each(|(theta, _)| theta[tile.clone()].fill(0.0));
-        }
-        let (fours, rest) = rows.as_chunks::<ROWS>();
-        for (i, four) in fours.iter().enumerate() {
-            let w = four.map(|row| &row[tile.clone()]);
-            for (theta, alpha) in &mut sums {
-                let theta = &mut theta[tile.clone()];
-                let a: [f32; ROWS] = std::array::from_fn(|r| alpha[ROWS * i + r]);
-                // Slices of one length: without checks of indices the loop becomes one of vectors.
-                let w = w.map(|row| &row[..theta.len()]);
-                for j in 0..theta.len() {
-                    theta[j] = (((theta[j] + a[0] * w[0][j]) + a[1] * w[1][j]) + a[2] * w[2][j]) + a[3] * w[3][j];
-                }
+        let rows: Vec<&[f32]> = rows.iter().map(|row| &row[tile.clone()]).collect();
+        for (i, rows) in rows.chunks(DEPTH).enumerate() {
+            let mut sums: Vec<Sum> =
+                sums.iter_mut().map(|(theta, alpha)| (&mut theta[tile.clone()], &alpha[DEPTH * i..])).collect();
+            let first = first && i == 0;
+            let (fours, rest) = sums.as_chunks_mut();
+            for (n, four) in fours.iter_mut().enumerate() {
+                add_to_four(four, rows, first, n == 0);
             }
-        }
-        for (i, row) in (ROWS * fours.len()..).zip(rest) {
-            for (sum, alpha) in &mut sums {
-                for (sum, w) in sum[tile.clone()].iter_mut().zip(&row[tile.clone()]) {
-                    *sum += alpha[i] * w;
-                }
+            for (theta, alpha) in rest {
+                add_to_one(theta, alpha, rows, first);
             }
         }
     }
+}
+
+/// The sums of some columns stay in registers while the rows pass by. That reads a little of each row in turn, so the
+/// columns of the next tile are asked for while those of this one are `new` to the cache.
+#[inline(always)]
+fn add_to_four(sums: &mut [Sum; FOUR], rows: &[&[f32]], first: bool, new: bool) {
+    let alphas: Vec<[f32; FOUR]> = (0..rows.len()).map(|i| sums.each_ref().map(|(_, alpha)| alpha[i])).collect();
+    let columns = sums[0].0.len();
+    let whole = columns - columns % LANES;
+    for j in (0..whole).step_by(LANES) {
+        let mut sum = [[0.0; LANES]; FOUR];
+        if !first {
+            for m in 0..FOUR {
+                sum[m].copy_from_slice(&sums[m].0[j..j + LANES]);
+            }
+        }
+        for (row, alpha) in rows.iter().zip(&alphas) {
+            let w = &row[j..j + LANES];
+            if new {
+                prefetch(w.as_ptr().wrapping_add(TILE));
+            }
+            for m in 0..FOUR {
+                for l in 0..LANES {
+                    sum[m][l] += alpha[m] * w[l];
+                }
+            }
+        }
+        for m in 0..FOUR {
+            sums[m].0[j..j + LANES].copy_from_slice(&sum[m]);
+        }
+    }
+    let rest: Vec<&[f32]> = rows.iter().map(|row| &row[whole..]).collect();
+    for (theta, alpha) in sums {
+        add_to_one(&mut theta[whole..], alpha, &rest, first);
+    }
+}
+
+/// Four rows side by side, so that the sums are loaded and stored once for all of them.
+#[inline(always)]
+fn add_to_one(theta: &mut [f32], alpha: &[f32], rows: &[&[f32]], first: bool) {
+    if first {
+        theta.fill(0.0);
+    }
+    let (fours, rest) = rows.as_chunks::<4>();
+    let (alphas, rest_alpha) = alpha.as_chunks::<4>();
+    for (w, a) in fours.iter().zip(alphas) {
+        // Slices of one length: without checks of indices the loop becomes one of vectors.
+        let w = w.map(|row| &row[..theta.len()]);
+        for j in 0..theta.len() {
+            theta[j] = (((theta[j] + a[0] * w[0][j]) + a[1] * w[1][j]) + a[2] * w[2][j]) + a[3] * w[3][j];
+        }
+    }
+    for (row, alpha) in rest.iter().zip(rest_alpha) {
+        for (sum, w) in theta.iter_mut().zip(*row) {
+            *sum += alpha * w;
+        }
+    }
+}
+
+/// Brings what lies there into the cache, without waiting; it need not be memory of ours.
+#[inline(always)]
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// The place of the first value, and how far rows are apart.
@@ -116,26 +178,30 @@ mod tests {
 
     #[test]
     fn products_are_those_of_a_plain_loop_bit_for_bit() {
-        let (k, p) = (11, 3 * TILE as i64 + 5);
+        let (k, p) = (DEPTH + 7, 3 * TILE as i64 + 5);
         let w = latents(0, Stream::Noise, 0, k, [1, 1, p], Device::Cpu).unwrap().view([k as i64, p]);
-        let alphas = Tensor::arange(3 * k as i64, (Kind::Float, Device::Cpu)).sin().view([3, k as i64]);
-        let mut thetas = Tensor::ones([4, p], (Kind::Float, Device::Cpu));
-        let candidates = [0, 1, 3];
+        // Four at once, and two more.
+        let candidates = [0, 1, 3, 4, 5, 6];
+        let alphas = Tensor::arange(6 * k as i64, (Kind::Float, Device::Cpu)).sin().view([6, k as i64]);
+        let mut thetas = Tensor::ones([7, p], (Kind::Float, Device::Cpu));
+        let expected = |row: i64, start: f64| {
+            let start = Tensor::full([p], start, (Kind::Float, Device::Cpu));
+            (0..k as i64).fold(start, |sum, i| sum + w.get(i) * alphas.get(row).get(i))
+        };
         // A block of columns, as they are given for wide rows.
         let block = |t: &Tensor| t.narrow(1, 2, p - 2);
         add_products(&mut block(&thetas), &candidates, &alphas, &block(&w), false).unwrap();
         for (row, m) in (0..).zip(candidates) {
-            let mut expected = Tensor::ones([p], (Kind::Float, Device::Cpu));
-            for i in 0..k as i64 {
-                expected = expected + w.get(i) * alphas.get(row).get(i);
-            }
+            let expected = expected(row, 1.0);
             let _ = expected.narrow(0, 0, 2).fill_(1.0);
             assert!(thetas.get(m as i64).equal(&expected), "candidate {m}");
         }
         assert!(thetas.get(2).equal(&Tensor::ones([p], (Kind::Float, Device::Cpu))));
         add_products(&mut thetas, &candidates, &alphas, &w, true).unwrap();
+        for (row, m) in (0..).zip(candidates) {
+            assert!(thetas.get(m as i64).equal(&expected(row, 0.0)), "candidate {m} from zero");
+        }
         assert_eq!(thetas.get(2).abs().max().double_value(&[]), 0.0);
-        assert!((thetas.get(0) - w.tr().mv(&alphas.get(0))).abs().max().double_value(&[]) < 1e-5);
         assert!(
             add_products(&mut thetas, &candidates, &alphas, &w.tr(), true)
                 .unwrap_err()
