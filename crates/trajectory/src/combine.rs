@@ -63,8 +63,9 @@ fn add_tiles(mut sums: Vec<Sum>, rows: Vec<&[f32]>, first: bool) {
         let tile = start..columns.min(start + TILE);
         let rows: Vec<&[f32]> = rows.iter().map(|row| &row[tile.clone()]).collect();
         for (i, rows) in rows.chunks(DEPTH).enumerate() {
+            let here = DEPTH * i..DEPTH * i + rows.len();
             let mut sums: Vec<Sum> =
-                sums.iter_mut().map(|(theta, alpha)| (&mut theta[tile.clone()], &alpha[DEPTH * i..])).collect();
+                sums.iter_mut().map(|(theta, alpha)| (&mut theta[tile.clone()], &alpha[here.clone()])).collect();
             let first = first && i == 0;
             let (fours, rest) = sums.as_chunks_mut();
             for (n, four) in fours.iter_mut().enumerate() {
@@ -77,8 +78,8 @@ fn add_tiles(mut sums: Vec<Sum>, rows: Vec<&[f32]>, first: bool) {
     }
 }
 
-/// The sums of some columns stay in registers while the rows pass by. That reads a little of each row in turn, so the
-/// columns of the next tile are asked for while those of this one are `new` to the cache.
+/// The sums of some columns stay in registers while the rows pass by; the `first` begin at zero. That reads a little of
+/// each row in turn, so the columns of the next tile are asked for while those of this one are `new` to the cache.
 #[inline(always)]
 fn add_to_four(sums: &mut [Sum; FOUR], rows: &[&[f32]], first: bool, new: bool) {
     let alphas: Vec<[f32; FOUR]> = (0..rows.len()).map(|i| sums.each_ref().map(|(_, alpha)| alpha[i])).collect();
