@@ -2,11 +2,13 @@
 
 use lcsc_torch::{Device, Kind, Result, Tensor, bail, cpu_threads};
 
-/// Columns that are taken at once, of so many rows: those of the rows stay in the cache for all candidates.
+/// Columns of a row that are taken at once.
 const TILE: usize = 1024;
+/// Rows that are taken at once: their columns stay in the cache while the candidates pass by.
 const DEPTH: usize = 64;
-/// Candidates whose sums are formed at once, in registers, for so many columns.
+/// Candidates whose sums are formed at once.
 const FOUR: usize = 4;
+/// Columns of them that are in registers.
 const LANES: usize = 16;
 /// Fewer products than this are not worth a second thread.
 const PART: usize = 1 << 16;

@@ -85,7 +85,7 @@ fn an_error_of_one_rank_is_that_of_all() {
 fn tasks_are_shared_and_come_in_order() {
     let rows = [2, 2, 2, 2, 1];
     let row = |task: usize, n: usize| Tensor::full([n as i64, 3], task as f64, (Kind::Float, Device::Cpu));
-    for (size, at_once) in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (3, 1)] {
+    for (size, at_once) in [(1, 1), (1, 2), (1, 9), (2, 1), (2, 2), (3, 1)] {
         let work = |group: Group| {
             let (computed, mut seen) = (Mutex::new(Vec::new()), Vec::new());
             let compute = |task: usize| {
