@@ -8,6 +8,14 @@ use rand_core::SeedableRng;
 use std::ops::Index;
 use tch::{Device, Kind, Tensor};
 
+/// Pieces of an aligned vector begin at multiples of so many values: 16 bytes in bf16 and f16, the narrowest types.
+const ALIGNMENT: i64 = 8;
+
+/// `len` or the next larger length after which something aligned may follow.
+fn padded(len: i64) -> i64 {
+    (len + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
+}
+
 /// How a tensor begins.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Init {
@@ -160,12 +168,13 @@ impl ParamLayout {
         Ok(Weights { theta: Tensor::f_from_slice(&values)?.f_to(device)?, buffers })
     }
 
-    /// Views of the pieces of `theta` (one split: the gradient comes back as one flat vector) with the buffers beside.
+    /// The pieces of `theta` (one split: the gradient comes back as one flat vector) with the buffers beside. On the CPU they
+    /// are views; on a GPU they are pieces of one [aligned](Self::aligned) copy.
     ///
-    /// Take fresh views each step and change `theta` only after the backward pass.
+    /// Take fresh pieces each step and change `theta` only after the backward pass.
     ///
     /// # Errors
-    /// `theta` is not a vector of P values, or the number of buffers differs.
+    /// `theta` is not a vector of P values, the number of buffers differs, or the device has no room.
     pub fn views(&self, theta: &Tensor, buffers: &[Tensor]) -> Result<Params> {
         if theta.size() != [self.numel()] || buffers.len() != self.buffers.len() {
             return Err(Error::Message(format!(
@@ -177,11 +186,55 @@ impl ParamLayout {
             )));
         }
         let sizes: Vec<i64> = self.params.iter().map(TensorSpec::numel).collect();
-        let pieces = theta.f_split_with_sizes(sizes, 0)?;
+        let pieces = if theta.device() == Device::Cpu {
+            theta.f_split_with_sizes(sizes, 0)?
+        } else {
+            self.cut_aligned(&self.aligned(theta)?)?
+        };
         let shaped = |&slot: &usize| pieces[slot].f_view(self.params[slot].shape.as_slice());
         let tensors = self.param_slot.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;
         let buffers = self.buffer_slot.iter().map(|&slot| buffers[slot].shallow_clone()).collect();
         Ok(Params { tensors, buffers })
+    }
+
+    /// `theta` with zeros between its pieces, so that each begins at 16 bytes in every type. cuDNN and cuBLAS have their fast
+    /// kernels only for such weights; one bias of three values would put all that follow it off.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn aligned(&self, theta: &Tensor) -> Result<Tensor> {
+        let rest = |len: i64| padded(len) - len;
+        // Stretches that end with a piece of an odd size; few, since sizes are mostly multiples.
+        let sizes: Vec<i64> = self.params.iter().map(TensorSpec::numel).collect();
+        let stretches: Vec<i64> = sizes.split_inclusive(|&size| rest(size) > 0).map(|s| s.iter().sum()).collect();
+        if stretches.len() < 2 {
+            return Ok(theta.shallow_clone());
+        }
+        let mut parts = Vec::with_capacity(2 * stretches.len());
+        for (piece, len) in theta.f_split_with_sizes(&stretches, 0)?.into_iter().zip(&stretches) {
+            parts.push(piece);
+            parts.push(Tensor::f_zeros([rest(*len)], (theta.kind(), theta.device()))?);
+        }
+        Ok(Tensor::f_cat(&parts, 0)?)
+    }
+
+    /// The pieces of an [aligned](Self::aligned) vector in the order of files, each flat. The last may lack the zeros after it.
+    ///
+    /// # Errors
+    /// The vector has another length.
+    pub fn cut_aligned(&self, aligned: &Tensor) -> Result<Vec<Tensor>> {
+        let mut left = aligned.size()[0];
+        let room = |spec: &TensorSpec| {
+            let room = padded(spec.numel()).min(left);
+            left -= room;
+            room
+        };
+        let rooms: Vec<i64> = self.params.iter().map(room).collect();
+        let cut = |(room, spec): (Tensor, &TensorSpec)| match spec.numel() {
+            numel if numel == room.numel() as i64 => Ok(room),
+            numel => Ok(room.f_narrow(0, 0, numel)?),
+        };
+        aligned.f_split_with_sizes(&rooms, 0)?.into_iter().zip(&self.params).map(cut).collect()
     }
 }
 
@@ -250,6 +303,25 @@ mod tests {
         let loss = layout.views(&theta, &buffers).unwrap()[weight].square().sum(Kind::Float);
         let grad = Tensor::run_backward(&[loss], &[&theta], false, false).remove(0);
         assert_eq!(Vec::<f32>::try_from(grad).unwrap(), [0.0, 0.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]);
+    }
+
+    #[test]
+    fn aligned_pieces_have_the_same_values_and_gradient() {
+        let mut b = LayoutBuilder::default();
+        for (name, size) in [("a", 3), ("b", 16), ("c", 8), ("d", 1), ("e", 5)] {
+            b.param(name, &[size], Init::Zeros);
+        }
+        let layout = b.finish();
+        let theta = Tensor::arange(33, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let aligned = layout.aligned(&theta).unwrap();
+        let pieces = layout.cut_aligned(&aligned).unwrap();
+        assert!(Tensor::cat(&pieces, 0).equal(&theta));
+        let first = aligned.data_ptr() as usize;
+        let places: Vec<usize> = pieces.iter().map(|p| (p.data_ptr() as usize - first) / 4).collect();
+        assert_eq!(places, [0, 8, 24, 32, 40]);
+        let total = pieces.iter().map(|piece| piece.square().sum(Kind::Float)).sum::<Tensor>();
+        let grad = Tensor::run_backward(&[total], &[&theta], false, false).remove(0);
+        assert!(grad.equal(&(theta.detach() * 2.0)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::config::Heads;
 use crate::resample::{Filter, Resample, repeat_pixels, size4};
-use lcsc_torch::{BufferId, Init, Kind, LayoutBuilder, ParamId, Params, Tensor};
+use lcsc_torch::{BufferId, Device, Init, Kind, LayoutBuilder, ParamId, Params, Tensor};
 
 /// How a layer begins.
 #[derive(Clone, Copy)]
@@ -201,12 +201,23 @@ impl Attention {
     /// The attended values, to be added to `x`.
     fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
         let (n, c, h, w) = size4(x);
-        let qkv = self.qkv.forward(p, &self.norm.forward(p, x)).reshape([n, self.heads, c / self.heads, 3, h * w]);
-        // [B,heads,C/heads,HW] → [B,heads,HW,C/heads]
-        let [q, k, v] = [0, 1, 2].map(|i| qkv.select(3, i).transpose(2, 3));
+        let qkv = self.qkv.forward(p, &self.norm.forward(p, x));
+        let [q, k, v] = self.queries_keys_values(&qkv, qkv.device() != Device::Cpu);
         let a = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
         // A view would have the channels last, and all that follows with it, sums with what has not.
         self.proj.forward(p, &a.transpose(2, 3).contiguous().view([n, c, h, w]))
+    }
+
+    /// [B,3C,H,W] → three of [B,heads,HW,C/heads]. Views, or `side_by_side` the values of a pixel, which alone the fused
+    /// kernels of a GPU take: one copy for all three.
+    fn queries_keys_values(&self, qkv: &Tensor, side_by_side: bool) -> [Tensor; 3] {
+        let (n, c, h, w) = size4(qkv);
+        let qkv = qkv.reshape([n, self.heads, c / 3 / self.heads, 3, h * w]);
+        if !side_by_side {
+            return [0, 1, 2].map(|i| qkv.select(3, i).transpose(2, 3));
+        }
+        let qkv = qkv.permute([3, 0, 1, 4, 2]).contiguous();
+        [0, 1, 2].map(|i| qkv.get(i))
     }
 }
 
@@ -354,7 +365,31 @@ impl NoiseEmbedding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lcsc_torch::{Device, Stream, latents};
+    use lcsc_torch::{Stream, latents};
+
+    #[test]
+    fn attention_takes_the_values_of_a_pixel_side_by_side() {
+        let mut b = LayoutBuilder::default();
+        let inits = Inits { layer: LayerInit::Uniform, attention: LayerInit::Uniform, last: LayerInit::Uniform };
+        let options = BlockOptions {
+            emb_channels: 8,
+            dropout: 0.0,
+            resample_filter: &[1.0, 1.0],
+            resample_proj: false,
+            adaptive_scale: false,
+            skip_scale: 1.0,
+            heads: Heads::Count(2),
+            norm: NormOptions::SONG,
+            inits,
+        };
+        let attention = Attention::new(&mut b, "a", 8, &options);
+        let qkv = latents(0, Stream::Noise, 0, 3, [24, 4, 4], Device::Cpu).unwrap();
+        let views = attention.queries_keys_values(&qkv, false);
+        for (copy, view) in attention.queries_keys_values(&qkv, true).iter().zip(&views) {
+            assert!(copy.equal(view));
+            assert_eq!((copy.size(), copy.stride()), (vec![3, 2, 16, 4], vec![128, 64, 4, 1]));
+        }
+    }
 
     #[test]
     fn a_pointwise_convolution_commutes_with_repeated_pixels() {

@@ -144,3 +144,28 @@ impl Network {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lcsc_torch::{Device, TensorSpec};
+
+    #[test]
+    fn every_weight_of_a_preset_begins_at_sixteen_bytes_in_half_precision() {
+        let image = ImageShape { channels: 3, resolution: 64, label_dim: 10 };
+        for name in NetworkConfig::presets() {
+            let (_, layout) = Network::new(&NetworkConfig::preset(name).unwrap(), image, 3);
+            let length: i64 = layout.params().iter().map(|spec| (spec.numel() + 7) / 8 * 8).sum();
+            // Memory that nothing writes to takes no room.
+            let aligned = Tensor::empty([length], (Kind::BFloat16, Device::Cpu));
+            for (spec, piece) in layout.params().iter().zip(layout.cut_aligned(&aligned).unwrap()) {
+                let TensorSpec { name: tensor, .. } = spec;
+                assert_eq!(
+                    (piece.data_ptr() as usize % 16, piece.numel() as i64),
+                    (0, spec.numel()),
+                    "{name}: {tensor}"
+                );
+            }
+        }
+    }
+}
