@@ -3,6 +3,7 @@
 use crate::bench::Work;
 use crate::data::DataCommand;
 use crate::examples;
+use crate::plans::PlanChoice;
 use crate::search::Compared;
 use clap::{Parser, Subcommand};
 use lcsc_metrics::ExtractorConfig;
@@ -87,6 +88,13 @@ pub enum Command {
     Man {
         /// Folder to write them to.
         folder: PathBuf,
+    },
+    /// Of a run on a GPU, in a process of its own: computes the same by several plans, and times them.
+    #[command(hide = true)]
+    TryPlans {
+        /// Where.
+        #[arg(long)]
+        device: DeviceChoice,
     },
 }
 
@@ -337,6 +345,9 @@ pub struct BenchArgs {
     /// What training steps compute in.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     pub precision: Precision,
+    /// How training steps are computed on a GPU.
+    #[arg(long, value_enum, default_value_t = PlanChoice::Auto)]
+    pub plan: PlanChoice,
     #[command(flatten)]
     pub machine: MachineArgs,
 }

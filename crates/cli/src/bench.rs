@@ -14,7 +14,8 @@ use lcsc_torch::{Group, Precision, allow_tf32, catch, cpu_threads, write_atomic}
 use machine::Ceilings;
 use miette::IntoDiagnostic;
 use serde::Serialize;
-use timing::{Timer, median};
+use timing::Timer;
+pub use timing::median;
 pub use works::Work;
 
 /// One line of the table.
@@ -46,7 +47,7 @@ pub fn command(args: &BenchArgs, group: &Group) -> miette::Result<Ended> {
         catch("writing outputs", || outputs::write(folder, &works, device)).into_diagnostic()?;
         return Ok(Ended::Done);
     }
-    let timer = Timer { group, device, repeats: args.repeats };
+    let timer = Timer { group, device, plan: args.plan, repeats: args.repeats };
     let ceilings = catch("measuring the machine", || Ceilings::measure(&timer)).into_diagnostic()?;
     let say = |line: String| {
         if group.leads() {

@@ -1,6 +1,7 @@
 //! What a weights file tells about itself, so that sampling and measuring need no config.
 
 use crate::config::Config;
+use crate::plans::{self, Trial};
 use crate::ranks;
 use lcsc_data::DataConfig;
 use lcsc_diffusion::{Model, PreconditioningConfig, SamplerConfig};
@@ -60,6 +61,11 @@ impl Card {
         }
     }
 
+    /// What plans are remembered by.
+    fn trial(&self) -> Trial {
+        Trial::new((&self.network, &self.preconditioning), (self.image, self.precision), 1, false)
+    }
+
     /// The network.
     pub fn model(&self) -> Model {
         Model::new(&self.network, &self.preconditioning, self.image, self.precision)
@@ -85,17 +91,18 @@ pub fn open(path: &Path, device: Device) -> miette::Result<(Card, Model, Weights
     Ok((card, model, weights))
 }
 
-/// The same on all ranks, each of which reads the file.
+/// The same on all ranks, each of which reads the file. The network is computed by the plan that a run on this GPU found.
 ///
 /// # Errors
 /// Those of [`open`], on any rank; the ranks have different files.
 pub fn open_alike(path: &Path, device: Device, group: &Group) -> miette::Result<(Card, Model, Weights)> {
     let (card, model, weights) = ranks::all_ok(group, open(path, device))?;
+    let plan = plans::remembered(&card.trial(), device, group).into_diagnostic()?;
     let sums = group.sums_of_bits(&weights.theta).into_diagnostic()?;
     if sums.iter().any(|sum| *sum != sums[0]) {
         miette::bail!("{}: the ranks have different files of this name", path.display());
     }
-    Ok((card, model, weights))
+    Ok((card, model.with_plan(plan), weights))
 }
 
 /// The card in the metadata entry of a file.

@@ -2,6 +2,7 @@
 
 use crate::check::{self, Sections};
 use crate::document::Document;
+use crate::plans::{PlanChoice, Trial};
 use crate::problems::{Problem, Report};
 use crate::read_config::read_config;
 use crate::ui;
@@ -38,6 +39,10 @@ pub struct Config {
     /// What networks compute in; weights, moments, preconditioning, losses and samplers stay f32 or wider.
     #[serde(default)]
     pub precision: Precision,
+    /// How networks are computed on a GPU: `auto`, or `plain` for contiguous tensors and libtorch's operations. Results differ
+    /// by rounding alone.
+    #[serde(default)]
+    pub plan: PlanChoice,
     /// How several processes train together.
     #[serde(default)]
     pub distributed: DistributedConfig,
@@ -98,6 +103,13 @@ impl Config {
     pub fn teacher(&self, stage: &StageConfig, image: ImageShape) -> Model {
         let network = self.model.with_dropout(stage.objective.teacher_dropout());
         Model::new(&network, &self.preconditioning, image, self.precision)
+    }
+
+    /// The trial of plans for the network, by rounds of training or by chunks of sampling.
+    pub fn trial(&self, image: ImageShape, trains: bool) -> Trial {
+        let round = self.stage.first().map_or(1, StageConfig::round);
+        let images = if trains { round } else { self.search.chunk };
+        Trial::new((&self.model, &self.preconditioning), (image, self.precision), images, trains)
     }
 
     /// Memory for the checkpoints that a search combines.

@@ -23,6 +23,7 @@ mod man;
 mod merge;
 mod naming;
 mod pictures;
+mod plans;
 mod problems;
 mod progress;
 mod ranks;
@@ -106,6 +107,7 @@ fn dispatch(command: Command, signals: &ui::Signals) -> miette::Result<Ended> {
             Ok(Ended::Done)
         }
         Command::Man { folder } => man::write(&folder).map(|()| Ended::Done),
+        Command::TryPlans { device } => plans::command(device),
     }
 }
 

@@ -15,7 +15,7 @@ pub fn write(folder: &Path) -> miette::Result<()> {
 }
 
 fn pages(command: &Command, folder: &Path) -> std::io::Result<()> {
-    command.get_subcommands().try_for_each(|command| pages(command, folder))?;
+    command.get_subcommands().filter(|c| !c.is_hide_set()).try_for_each(|command| pages(command, folder))?;
     let man = Man::new(command.clone());
     let mut page = Vec::new();
     man.render(&mut page)?;
@@ -35,6 +35,7 @@ mod tests {
         write(&folder).unwrap();
         let page = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
         assert!(page("lcsc.1").contains("lcsc\\-search(1)"));
+        assert!(!folder.join("lcsc-try-plans.1").exists());
         let example = ".SH EXAMPLES\n.nf\n  lcsc config check configs/quickstart.toml\n";
         assert!(page("lcsc-config-check.1").contains(example));
         write(&folder.join("lcsc.1")).unwrap_err();

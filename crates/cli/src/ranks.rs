@@ -46,7 +46,8 @@ pub fn takes_part(command: &Command) -> bool {
         | Command::Config(_)
         | Command::Completions { .. }
         | Command::Launch(_)
-        | Command::Man { .. } => false,
+        | Command::Man { .. }
+        | Command::TryPlans { .. } => false,
     }
 }
 

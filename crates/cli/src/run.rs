@@ -2,7 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::config;
-use crate::session::Session;
+use crate::session::{Purpose, Session};
 use crate::{Ended, ranks, report, search, train, ui};
 use lcsc_search::When;
 use lcsc_torch::Group;
@@ -48,5 +48,5 @@ fn open<'a>(args: &RunArgs, signals: &'a ui::Signals, group: &'a Group) -> miett
     let run = if group.leads() { RunFolder::create(out) } else { Ok(RunFolder::of_rank_0(out)) };
     let run = group.all_ok(run).into_diagnostic()?;
     ranks::share_batches(&mut loaded, &run, group)?;
-    Session::open(loaded, run, signals, group, false)
+    Session::open(loaded, run, signals, group, Purpose::Train)
 }

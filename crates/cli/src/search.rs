@@ -12,7 +12,7 @@ pub use studies::Compared;
 
 use crate::args::SearchArgs;
 use crate::config::{self, Config};
-use crate::session::Session;
+use crate::session::{Purpose, Session};
 use crate::{Ended, during, progress, ranks, report, train, ui};
 use events::Events;
 use indicatif::ProgressBar;
@@ -53,7 +53,7 @@ pub fn command(args: &SearchArgs, signals: &ui::Signals, group: &Group) -> miett
     if name.is_empty() || name.contains('/') || name.starts_with('.') {
         miette::bail!("--name {name}: expected a folder name");
     }
-    let session = Session::open(loaded, run, signals, group, args.worker)?;
+    let session = Session::open(loaded, run, signals, group, Purpose::Search { shared: args.worker })?;
     session.led(|| command_of_rank_0(&session, args, name))
 }
 

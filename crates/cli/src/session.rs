@@ -3,19 +3,30 @@
 use crate::card::Card;
 use crate::config::{Config, Loaded};
 use crate::search::{DEFAULT_NAME, EVALUATIONS};
-use crate::{Ended, extractor, progress, ranks, ui};
+use crate::{Ended, extractor, plans, progress, ranks, ui};
 use lcsc_data::Dataset;
+use lcsc_diffusion::Model;
 use lcsc_metrics::{Extractor, Preparation, RealImages, Scorer, Suite};
 use lcsc_search::Team;
 use lcsc_torch::{
-    Device, DeviceChoice, Error, Group, Precision, Result, allow_tf32, catch, cpu_threads, default_threads,
+    Device, DeviceChoice, Error, Group, Plan, Precision, Result, allow_tf32, catch, cpu_threads, default_threads,
     set_cpu_threads, write_atomic,
 };
+use lcsc_train::StageConfig;
 use lcsc_trajectory::{RunFolder, RunLock};
 use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Training, and a search after or during it.
+    Train,
+    /// A search, alone or `shared` with other workers.
+    Search { shared: bool },
+}
 
 /// A run folder that this process works on, with its config and data.
 pub struct Session<'a> {
@@ -27,6 +38,8 @@ pub struct Session<'a> {
     pub training_hash: String,
     pub card: Card,
     pub signals: &'a ui::Signals,
+    /// How networks are computed.
+    plan: Plan,
     /// The processes that work on it; rank 0 alone reads and writes its files.
     pub group: &'a Group,
     suite: OnceCell<Suite>,
@@ -36,7 +49,7 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Locks the run folder, for this process alone or `shared` with other workers, and loads the data.
+    /// Locks the run folder, for this process alone or shared with other workers, and loads the data.
     ///
     /// # Errors
     /// Another process works there, the device or the data cannot be had.
@@ -45,11 +58,11 @@ impl<'a> Session<'a> {
         run: RunFolder,
         signals: &'a ui::Signals,
         group: &'a Group,
-        shared: bool,
+        purpose: Purpose,
     ) -> miette::Result<Self> {
         let Loaded { config, data: info } = loaded;
         let lock = || {
-            let lock = if shared { run.lock_shared() } else { run.lock() };
+            let lock = if purpose == (Purpose::Search { shared: true }) { run.lock_shared() } else { run.lock() };
             lock.and_then(|lock| ui::log_to(&run.log()).map(|()| lock)).map(Some)
         };
         let lock = group.all_ok(if group.leads() { lock() } else { Ok(None) }).into_diagnostic()?;
@@ -57,11 +70,38 @@ impl<'a> Session<'a> {
         allow_tf32(config.precision == Precision::Tf32).into_diagnostic()?;
         let data = ranks::all_ok(group, dataset(&config.data, device))?;
         let image = config.image(&info);
+        let trial = config.trial(image, purpose == Purpose::Train);
+        let plan = plans::choose(config.plan, &trial, device, group).into_diagnostic()?;
         let training_hash = config.training_hash(&data.hash)?;
         group.same("data or weights files", &training_hash).into_diagnostic()?;
         let card = Card::new(&config, image, &data.hash);
         let (suite, judges) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { config, run, device, data, image, training_hash, card, signals, group, suite, judges, _lock: lock })
+        let session = Self {
+            config,
+            run,
+            device,
+            data,
+            image,
+            training_hash,
+            card,
+            signals,
+            plan,
+            group,
+            suite,
+            judges,
+            _lock: lock,
+        };
+        Ok(session)
+    }
+
+    /// The network of a stage, and how it is computed here.
+    pub fn model(&self, stage: &StageConfig) -> Model {
+        self.config.model(stage, self.image).with_plan(self.plan)
+    }
+
+    /// The network of a stage's teacher, likewise.
+    pub fn teacher(&self, stage: &StageConfig) -> Model {
+        self.config.teacher(stage, self.image).with_plan(self.plan)
     }
 
     /// Whether a signal asked any rank to stop; all ranks ask at once.
@@ -76,7 +116,7 @@ impl<'a> Session<'a> {
             return work();
         }
         let stage = self.config.searched_stage().ok_or_else(|| miette::miette!("the config has no stage to search"))?;
-        let model = self.config.model(stage, self.image);
+        let model = self.model(stage);
         let (group, device) = (self.group, self.device);
         if group.leads() {
             let suite = self.suite()?;

@@ -67,8 +67,7 @@ fn train_stage(
     finished: &[StageRecord],
     state: Option<TrainingState>,
 ) -> Result<Option<StageRecord>> {
-    let model = session.config.model(stage, session.image);
-    let teacher_model = session.config.teacher(stage, session.image);
+    let (model, teacher_model) = (session.model(stage), session.teacher(stage));
     let teacher = match &stage.teacher {
         None => None,
         Some(source) => Some((&teacher_model, shared_weights(session, Some(source), &teacher_model)?)),

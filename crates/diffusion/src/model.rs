@@ -1,7 +1,9 @@
 //! A network with its preconditioning: the denoiser D(x;σ) for any flat parameter vector.
 
 use crate::precond::{Preconditioning, PreconditioningConfig, Scalings};
-use lcsc_torch::{Device, Kind, ParamLayout, Params, Precision, Result, Stream, Tensor, Weights, default_threads, rng};
+use lcsc_torch::{
+    Device, Kind, ParamLayout, Params, Plan, Precision, Result, Stream, Tensor, Weights, default_threads, rng,
+};
 use lcsc_unet::{ImageShape, Inputs, Network, NetworkConfig};
 use rand_core::Rng;
 
@@ -19,6 +21,8 @@ pub struct Model {
     pub preconditioning: Preconditioning,
     /// The type that the network computes in.
     pub precision: Precision,
+    /// How the network is computed.
+    pub plan: Plan,
 }
 
 /// What a network is told beside image and noise level.
@@ -39,7 +43,14 @@ impl Model {
         precision: Precision,
     ) -> Self {
         let (net, layout) = Network::new(network, image, preconditioning.out_channels(image.channels));
-        Self { net, layout, image, preconditioning: Preconditioning::new(preconditioning), precision }
+        let preconditioning = Preconditioning::new(preconditioning);
+        Self { net, layout, image, preconditioning, precision, plan: Plan::PLAIN }
+    }
+
+    /// The same computed by another plan.
+    #[must_use]
+    pub fn with_plan(self, plan: Plan) -> Self {
+        Self { plan, ..self }
     }
 
     /// The denoiser of these weights. One cast where the precision is not f32; gradients flow to `weights.theta`.
@@ -48,7 +59,8 @@ impl Model {
     /// The weights are of another layout, or the device has no room.
     pub fn bind(&self, weights: &Weights) -> Result<Denoiser<'_>> {
         let theta = weights.theta.f_to_kind(self.precision.kind())?;
-        Ok(Denoiser { model: self, params: self.layout.views(&theta, &weights.buffers)? })
+        let params = self.layout.views(&theta, &weights.buffers)?.planned(self.plan);
+        Ok(Denoiser { model: self, params })
     }
 
     /// How many chunks of images are best sampled at once. On a CPU one a core (`OMP_NUM_THREADS`) for a small network: where

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::noise::{Stream, derive_seed, standard_normal, unit_f64};
+use crate::plan::Plan;
 use crate::weights::Weights;
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
@@ -194,7 +195,7 @@ impl ParamLayout {
         let shaped = |&slot: &usize| pieces[slot].f_view(self.params[slot].shape.as_slice());
         let tensors = self.param_slot.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;
         let buffers = self.buffer_slot.iter().map(|&slot| buffers[slot].shallow_clone()).collect();
-        Ok(Params { tensors, buffers })
+        Ok(Params { tensors, buffers, plan: Plan::PLAIN })
     }
 
     /// `theta` with zeros between its pieces, so that each begins at 16 bytes in every type. cuDNN and cuBLAS have their fast
@@ -243,12 +244,25 @@ impl ParamLayout {
 pub struct Params {
     tensors: Vec<Tensor>,
     buffers: Vec<Tensor>,
+    plan: Plan,
 }
 
 // SAFETY: libtorch lets threads read a tensor at once, and what computes with a network only reads its parameters.
 unsafe impl Sync for Params {}
 
 impl Params {
+    /// The same for another plan; weights of convolutions come to lie as it has them.
+    #[must_use]
+    pub fn planned(self, plan: Plan) -> Self {
+        let arranged = |tensor: Tensor| if tensor.dim() == 4 { plan.arranged(&tensor) } else { tensor };
+        Self { tensors: self.tensors.into_iter().map(arranged).collect(), plan, ..self }
+    }
+
+    /// How the network is computed.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
     /// The type of all parameters: the one that a network computes in.
     pub fn kind(&self) -> Kind {
         self.tensors.first().map_or(Kind::Float, Tensor::kind)

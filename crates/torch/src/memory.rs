@@ -1,8 +1,8 @@
-//! How much memory a process uses.
+//! How much memory a process uses, and what a GPU is called.
 
 use crate::device::{CudaStatus, open_cuda};
 use libloading::os::unix::Library;
-use std::ffi::c_int;
+use std::ffi::{CStr, c_char, c_int, c_uint};
 use tch::Device;
 
 /// Bytes of host memory that this process has in use; none where the system does not tell.
@@ -40,6 +40,21 @@ fn used_of(index: c_int) -> Option<u64> {
     }
 }
 
+/// The name of a GPU as the driver tells it; none of the CPU.
+pub fn device_name(device: Device) -> Option<String> {
+    let Device::Cuda(index) = device else { return None };
+    let mut name = [0 as c_char; 128];
+    // SAFETY: the signatures are those of cuda.h; the name is cut to the length given, with a zero at its end.
+    unsafe {
+        let driver = Library::new("libcuda.so.1").ok()?;
+        let init = driver.get::<unsafe extern "C" fn(c_uint) -> c_int>(b"cuInit\0").ok()?;
+        let get_name =
+            driver.get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(b"cuDeviceGetName\0").ok()?;
+        let told = init(0) == 0 && get_name(name.as_mut_ptr(), name.len() as c_int, index as c_int) == 0;
+        told.then(|| CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,7 +65,7 @@ mod tests {
         let block = std::hint::black_box(vec![1u8; 64 << 20]);
         let after = host_memory().unwrap();
         assert!(after > before + (32 << 20), "{before} then {after} with {} more", block.len());
-        assert_eq!(device_memory(Device::Cpu), None);
+        assert_eq!((device_memory(Device::Cpu), device_name(Device::Cpu)), (None, None));
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl DhariwalUNet {
     /// F(x; c_noise) f32 `[B,out_channels,H,W]`, computed in the type of `p`.
     pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
         let (emb, train) = (self.embed(p, inputs), inputs.train);
-        let mut x = inputs.x.to_kind(p.kind());
+        let mut x = p.plan().arranged(&inputs.x.to_kind(p.kind()));
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.enc.len());
         for layer in &self.enc {
             x = layer.forward(p, &x, &emb, train);

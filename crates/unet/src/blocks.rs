@@ -202,10 +202,16 @@ impl Attention {
     fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
         let (n, c, h, w) = size4(x);
         let qkv = self.qkv.forward(p, &self.norm.forward(p, x));
-        let [q, k, v] = self.queries_keys_values(&qkv, qkv.device() != Device::Cpu);
+        let channels_last = p.plan().channels_last;
+        let [q, k, v] = self.queries_keys_values(&qkv, channels_last || qkv.device() != Device::Cpu);
         let a = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
-        // A view would have the channels last, and all that follows with it, sums with what has not.
-        self.proj.forward(p, &a.transpose(2, 3).contiguous().view([n, c, h, w]))
+        let a = if channels_last {
+            a.transpose(1, 2).reshape([n, h, w, c]).permute([0, 3, 1, 2])
+        } else {
+            // A view would have the channels last, and all that follows with it, sums with what has not.
+            a.transpose(2, 3).contiguous().view([n, c, h, w])
+        };
+        self.proj.forward(p, &a)
     }
 
     /// [B,3C,H,W] → three of [B,heads,HW,C/heads]. Views, or `side_by_side` the values of a pixel, which alone the fused

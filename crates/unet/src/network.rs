@@ -138,17 +138,70 @@ impl Network {
 
     /// F(x; c_noise) f32 `[B,out_channels,H,W]`, computed in the type of `p`.
     pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
-        match self {
+        let f_x = match self {
             Self::Song(net) => net.forward(p, inputs),
             Self::Adm(net) => net.forward(p, inputs),
-        }
+        };
+        f_x.contiguous()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lcsc_torch::{Device, TensorSpec};
+    use crate::{Embedding, Encoder, Heads};
+    use lcsc_torch::{Device, Plan, Stream, TensorSpec, latents};
+
+    /// Networks that have all kinds of layers together.
+    fn networks() -> [NetworkConfig; 3] {
+        let ncsnpp = SongUNetConfig {
+            encoder_type: Encoder::Residual,
+            embedding_type: Embedding::Fourier,
+            resample_filter: vec![1.0, 3.0, 3.0, 1.0],
+            ..SongUNetConfig::tiny()
+        };
+        let adm = DhariwalUNetConfig {
+            model_channels: 8,
+            channel_mult: vec![1, 2],
+            num_blocks: 1,
+            attn_resolutions: vec![8],
+            heads: Heads::Count(2),
+            ..DhariwalUNetConfig::default()
+        };
+        [SongUNetConfig::tiny(), ncsnpp]
+            .map(NetworkConfig::Song)
+            .into_iter()
+            .chain([NetworkConfig::Adm(adm)])
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap()
+    }
+
+    #[test]
+    fn all_plans_compute_the_same() {
+        let image = ImageShape { channels: 3, resolution: 8, label_dim: 0 };
+        let x = latents(0, Stream::Noise, 0, 2, image.chw(), Device::Cpu).unwrap();
+        let c_noise = Tensor::from_slice(&[0.3f32, -1.0]);
+        let inputs = Inputs { x: &x, c_noise: &c_noise, labels: None, augment_labels: None, train: false };
+        for config in networks() {
+            let (net, layout) = Network::new(&config, image, 3);
+            let weights = layout.init(0, Device::Cpu).unwrap();
+            let of = |plan| {
+                let theta = (&weights.theta + 0.02).set_requires_grad(true);
+                let f_x = net.forward(&layout.views(&theta, &weights.buffers).unwrap().planned(plan), &inputs);
+                assert!(f_x.is_contiguous());
+                let grad = Tensor::run_backward(&[f_x.square().sum(Kind::Float)], &[&theta], false, false).remove(0);
+                (f_x.detach(), grad)
+            };
+            let (expected, expected_grad) = of(Plan::PLAIN);
+            for plan in Plan::ALL {
+                let (found, grad) = of(plan);
+                let error = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
+                let errors = (error(&found, &expected), error(&grad, &expected_grad));
+                assert!(errors.0 < 1e-5 && errors.1 < 1e-5, "{plan}: {errors:?} {config:?}");
+            }
+        }
+    }
 
     #[test]
     fn every_weight_of_a_preset_begins_at_sixteen_bytes_in_half_precision() {

@@ -71,7 +71,7 @@ impl SongUNet {
     /// F(x; c_noise) f32 `[B,out_channels,H,W]`, computed in the type of `p`.
     pub fn forward(&self, p: &Params, inputs: &Inputs) -> Tensor {
         let (emb, train) = (self.embed(p, inputs), inputs.train);
-        let mut x = inputs.x.to_kind(p.kind());
+        let mut x = p.plan().arranged(&inputs.x.to_kind(p.kind()));
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.enc.len());
         let mut aux = x.shallow_clone();
         for layer in &self.enc {

@@ -1,6 +1,7 @@
 //! What the works are done with: networks, data, checkpoints, extractors.
 
 use super::timing::Timer;
+use crate::plans::{self, Trial};
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};
 use lcsc_diffusion::{ConsistencyConfig, Model, ObjectiveConfig, OdeConfig, PreconditioningConfig, SamplerConfig};
@@ -32,14 +33,26 @@ pub enum Net {
 }
 
 impl Net {
-    pub fn model(self, precision: Precision) -> Model {
+    fn network(self) -> (NetworkConfig, ImageShape) {
         let (network, channels, resolution) = match self {
             Self::Tiny => (NetworkConfig::Song(SongUNetConfig::tiny()), 1, 8),
             Self::Cifar10 => (NetworkConfig::Song(SongUNetConfig::ddpmpp_cifar10()), 3, 32),
             Self::Imagenet64 => (NetworkConfig::Adm(DhariwalUNetConfig::adm_imagenet64()), 3, 64),
         };
-        let image = ImageShape { channels, resolution, label_dim: 0 };
+        (network, ImageShape { channels, resolution, label_dim: 0 })
+    }
+
+    pub fn model(self, precision: Precision) -> Model {
+        let (network, image) = self.network();
         Model::new(&network, &PreconditioningConfig::default(), image, precision)
+    }
+
+    /// The same as a run that trains it computes it.
+    pub fn planned(self, timer: &Timer, precision: Precision) -> Result<Model> {
+        let (network, image) = self.network();
+        let network = (&network, &PreconditioningConfig::default());
+        let trial = Trial::new(network, (image, precision), self.batch(timer), true);
+        Ok(self.model(precision).with_plan(plans::choose(timer.plan, &trial, timer.device, timer.group)?))
     }
 
     /// Images of a training step.

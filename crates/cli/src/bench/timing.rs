@@ -1,5 +1,6 @@
 //! Times of repeated work.
 
+use crate::plans::PlanChoice;
 use lcsc_torch::{Device, Group, Result, synchronize};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ pub struct Timer<'a> {
     pub group: &'a Group,
     /// Where it runs.
     pub device: Device,
+    /// By which plan networks are trained on a GPU.
+    pub plan: PlanChoice,
     /// Timed repeats at least, after one that is not timed.
     pub repeats: usize,
 }

@@ -126,7 +126,7 @@ fn step(trainer: &mut Trainer, batch: u64) -> Result<()> {
 
 /// Steps as the training loop makes them, averages among them.
 fn training(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
-    let (model, share) = (net.model(precision), net.batch(timer));
+    let (model, share) = (net.planned(timer, precision)?, net.batch(timer));
     // As many images a rank, whatever their number.
     let batch = share * timer.group.size() as u64;
     let stage = StageConfig { microbatch: Some(share), ..endless(batch) };
@@ -135,7 +135,7 @@ fn training(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
     // The backward pass takes twice the forward one.
     let cost = Cost::flops(3.0 * share as f64 * flops(&model.layout));
     let millions = model.layout.numel() as f64 / 1e6;
-    let what = format!("{millions:.1} M parameters, batch {batch}");
+    let what = format!("{millions:.1} M parameters, batch {batch}, plan: {}", model.plan);
     Ok(Timed { what, seconds, cost, items: Some((batch, "img")) })
 }
 
@@ -152,7 +152,7 @@ fn all_reduce(timer: &Timer, precision: Precision) -> Result<Timed> {
 
 /// What so many steps with a checkpoint of all tracks in f32 among them take longer than as many without, in turn.
 fn checkpoint(timer: &Timer, net: Net, precision: Precision) -> Result<Timed> {
-    let (model, batch) = (net.model(precision), net.batch(timer));
+    let (model, batch) = (net.planned(timer, precision)?, net.batch(timer));
     let every_nimg = 2 * STEPS * batch;
     let trajectory = TrajectoryConfig { every_nimg, tracks: vec!["all".into()], ..TrajectoryConfig::default() };
     let stage = StageConfig { trajectory: Some(trajectory), ..endless(batch) };

@@ -1,0 +1,98 @@
+use super::*;
+
+fn trial(precision: Precision) -> Trial {
+    let network = (&NetworkConfig::preset("tiny").unwrap(), &PreconditioningConfig::default());
+    Trial::new(network, (ImageShape { channels: 1, resolution: 8, label_dim: 0 }, precision), 4, true)
+}
+
+fn took(ms: f64, loss: f64, cosine: f64) -> Found {
+    Found::Took { seconds: 1e-3 * ms, loss, cosine }
+}
+
+#[test]
+fn the_fastest_right_plan_is_taken_and_the_others_are_told() {
+    let found = [took(95.0, 2.0, 1.0), took(90.0, 2.001, 0.9999), took(70.0, 1.999, 0.9995), took(61.0, 2.0, 0.9991)];
+    let verdict = Verdict::of(&trial(Precision::Bf16), &found);
+    assert_eq!(verdict.plan, Plan::ALL[3]);
+    let text =
+        "channels-last, fused norm 61.000 ms a step; plain 95.000 ms; fused norm 90.000 ms; channels-last 70.000 ms";
+    assert_eq!(verdict.text, text);
+}
+
+#[test]
+fn wrong_and_crashed_plans_are_left_however_fast() {
+    let crash = Found::Failed("crashed (signal 11)".into());
+    let found = [took(95.0, 2.0, 1.0), took(10.0, 2.0, 0.998), crash, took(20.0, 2.021, 1.0)];
+    let verdict = Verdict::of(&trial(Precision::Bf16), &found);
+    assert_eq!(verdict.plan, Plan::PLAIN);
+    for told in [
+        "plain 95.000 ms a step",
+        "fused norm is wrong: the cosine",
+        "channels-last crashed (signal 11)",
+        "its loss is 2.021",
+    ] {
+        assert!(verdict.text.contains(told), "{told}: {}", verdict.text);
+    }
+    // What half precision may differ by, f32 may not.
+    let found = [took(95.0, 2.0, 1.0), took(10.0, 2.001, 1.0), took(10.0, 2.0, f64::NAN), took(10.0, f64::NAN, 1.0)];
+    assert_eq!(Verdict::of(&trial(Precision::Bf16), &found).plan, Plan::ALL[1]);
+    assert_eq!(Verdict::of(&trial(Precision::F32), &found).plan, Plan::PLAIN);
+    let out_of_memory = [Found::Failed("CUDA out of memory".into()), Found::Begins, Found::Begins, Found::Begins];
+    let verdict = Verdict::of(&trial(Precision::F32), &out_of_memory);
+    assert_eq!((verdict.plan, verdict.text.as_str()), (Plan::PLAIN, "plain, without comparison: CUDA out of memory"));
+}
+
+/// A shell in place of the program: `script` sees its trial in $trial and how often it was started in $count.
+fn found_by(script: &str) -> Result<Vec<Found>> {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "trial=$(cat); echo >> starts; count=$(wc -l < starts)\nbegins() {{ echo \"{{\\\"index\\\":$1,\\\"found\\\":\\\"begins\\\"}}\"; }}\n\
+         took() {{ echo \"{{\\\"index\\\":$1,\\\"found\\\":{{\\\"took\\\":{{\\\"seconds\\\":$2,\\\"loss\\\":1.0,\\\"cosine\\\":1.0}}}}}}\"; }}\n{script}"
+    );
+    let mut shell = Command::new("sh");
+    shell.current_dir(folder.path()).args(["-c", &text]);
+    try_all(&trial(Precision::F32), shell)
+}
+
+fn seconds(seconds: f64) -> Found {
+    Found::Took { seconds, loss: 1.0, cosine: 1.0 }
+}
+
+#[test]
+fn after_a_crash_the_plans_that_are_left_are_tried_by_a_new_process() {
+    let found = found_by(
+        "case $count in
+           1) begins 0; took 0 5; begins 1; kill -SEGV $$ ;;
+           # Of the plain plan and the two that are left.
+           2) case $trial in *'\"plans\":[{'*'},{'*'},{'*'},{'*) exit 1 ;; esac
+              begins 0; took 0 6; begins 1; took 1 2; begins 2; took 2 3 ;;
+         esac",
+    );
+    let crashed = Found::Failed("crashed (signal 11)".into());
+    assert_eq!(found.unwrap(), [seconds(6.0), crashed, seconds(2.0), seconds(3.0)]);
+}
+
+#[test]
+fn a_plain_plan_that_crashes_ends_the_trial() {
+    let found = found_by("begins 0; kill -ABRT $$").unwrap();
+    assert_eq!(found, [Found::Failed("crashed (signal 6)".into()), Found::Begins, Found::Begins, Found::Begins]);
+    let text = found_by("exit 3").unwrap_err().to_string();
+    assert!(text.contains("exit status: 3"), "{text}");
+}
+
+#[test]
+fn a_verdict_is_of_a_gpu_and_a_network() {
+    let (a, mut b) = (trial(Precision::Bf16), trial(Precision::Bf16));
+    b.images = 512;
+    b.trains = false;
+    assert_eq!(a.key("H100"), b.key("H100"));
+    assert_ne!(a.key("H100"), a.key("H200"));
+    assert_ne!(a.key("H100"), trial(Precision::F16).key("H100"));
+}
+
+#[test]
+fn on_the_cpu_and_where_it_is_asked_for_the_plan_is_plain() {
+    let group = Group::alone();
+    assert_eq!(choose(PlanChoice::Auto, &trial(Precision::F32), Device::Cpu, &group).unwrap(), Plan::PLAIN);
+    assert_eq!(choose(PlanChoice::Plain, &trial(Precision::F32), Device::Cuda(0), &group).unwrap(), Plan::PLAIN);
+}
