@@ -53,9 +53,9 @@ peer="$python scripts/bench/peer.py"
 # The peer has no checkpoints to write.
 of_peer=${works//checkpoint/}
 modes="f32"
-[ "$device" = cpu ] || modes="f32 bf16 bf16-compile"
+[ "$device" = cpu ] || modes="f32 f16 bf16 bf16-compile"
 
-# shellcheck disable=SC2086
+# shellcheck disable=SC2046,SC2086
 {
   "$lcsc" --quiet bench --outputs "$out/outputs" --device "$device" $works
   $peer check "$out/outputs"

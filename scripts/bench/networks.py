@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     def forward(self, x, emb):
         h = self.conv0(self.resampled(F.silu(self.norm0(x))))
-        emb = self.affine(emb)[:, :, None, None]
+        emb = self.affine(emb)[:, :, None, None].to(h.dtype)
         if self.adaptive:
             scale, shift = emb.chunk(2, 1)
             h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
@@ -161,11 +161,13 @@ UNETS = {
 
 
 class Denoiser(nn.Module):
-    """D(x;σ) of EDM (Karras et al. 2022, table 1); `boundary` is the σ at which a consistency model is the identity."""
+    """D(x;σ) of EDM (Karras et al. 2022, table 1); `boundary` is the σ at which a consistency model is the identity.
 
-    def __init__(self, model, autocast=None):
+    `dtype` is that of the network's input."""
+
+    def __init__(self, model, autocast=None, dtype=torch.float32):
         super().__init__()
-        self.model, self.autocast = model, autocast
+        self.model, self.autocast, self.dtype = model, autocast, dtype
 
     def forward(self, x, sigma, boundary=None):
         s = sigma.reshape(-1, 1, 1, 1)
@@ -173,8 +175,24 @@ class Denoiser(nn.Module):
         c_skip, c_out = 0.25 / (near**2 + 0.25), near * 0.5 / (s**2 + 0.25).sqrt()
         c_in = 1 / (s**2 + 0.25).sqrt()
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            f = self.model(c_in * x, sigma.log() / 4)
+            f = self.model((c_in * x).to(self.dtype), sigma.log() / 4)
         return c_skip * x + c_out * f.float()
+
+
+def cast_where_used(model):
+    """Weights stay f32; convolutions and norms cast theirs to the type of their input, as EDM's layers do."""
+
+    def convolution(layer):
+        return lambda x: F.conv2d(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), padding=layer.padding)
+
+    def group_norm(layer):
+        return lambda x: F.group_norm(x, layer.num_groups, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.forward = convolution(layer)
+        elif isinstance(layer, nn.GroupNorm):
+            layer.forward = group_norm(layer)
 
 
 class Features(nn.Module):

@@ -3,20 +3,23 @@
 
   peer.py check FOLDER                compares with what `lcsc bench --outputs FOLDER` wrote
   peer.py time [WORK …] --json FILE   times them: warm-up, then repeats
+  peer.py kernels WORK                what takes the time of a training step, by PyTorch's profiler
+
+Only what needs SciPy and safetensors imports them, so that training steps are timed with PyTorch and NumPy alone.
 """
 
 import argparse
 import copy
+import importlib.util
 import json
 import statistics
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
-from networks import UNETS, Denoiser, Features, Inception
-from safetensors.torch import load_file
+from networks import UNETS, Denoiser, Features, Inception, cast_where_used
 
 CHECKPOINTS, PARAMETERS, PIECE, CANDIDATES = 50, 20_000_000, 62_500, 8
 IMAGES = 1000
@@ -77,6 +80,8 @@ def statistics_of(features):
 
 def frechet(features, mu, sigma):
     """As pytorch-fid does: float64 features, `sqrtm` of the product, its imaginary part dropped."""
+    import scipy
+
     m, s = statistics_of(features)
     root = scipy.linalg.sqrtm(s @ sigma)
     return ((m - mu) ** 2).sum() + np.trace(s) + np.trace(sigma) - 2 * np.trace(np.real(root))
@@ -131,6 +136,8 @@ def check_training(work, network, t):
 
 
 def check(folder):
+    from safetensors.torch import load_file
+
     for path in sorted(Path(folder).glob("*.safetensors")):
         work, t = path.stem, load_file(path)
         match work:
@@ -175,19 +182,28 @@ TRAINING = {
     "train-cifar10": ("ddpmpp-cifar10", 4, 512),
     "train-imagenet64": ("adm-imagenet64", 1, 64),
 }
-MODES = ["f32", "f32-compile", "bf16", "bf16-compile"]
+# What training steps are timed in; all but the last are eager, with contiguous tensors, as EDM's code is.
+#   f32            without TF32, as EDM trains by default
+#   f16            EDM's `fp16`: activations in half precision, weights f32, cast by each layer
+#   bf16           autocast
+#   bf16-compile   autocast under `torch.compile`, channels last
+MODES = ["f32", "f16", "bf16", "bf16-compile"]
 
 
 class Timer:
+    """Times works, and keeps the times of all so far in a file."""
+
     def __init__(self, args):
-        self.device, self.repeats, self.rows = torch.device(args.device), args.repeats, []
+        self.device, self.repeats, self.rows, self.json = torch.device(args.device), args.repeats, [], args.json
 
     def wait(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def __call__(self, work, mode, run):
-        run()
+        # What is compiled may be compiled again for the gradients of a second step.
+        for _ in range(3 if mode.endswith("compile") else 1):
+            run()
         self.wait()
         times, first = [], time.perf_counter()
         while len(times) < self.repeats or time.perf_counter() - first < 1:
@@ -197,20 +213,33 @@ class Timer:
             times.append(time.perf_counter() - began)
         self.rows.append({"work": work, "mode": mode, "repeats": times})
         print(f"{work:<16} {mode:<12} {1e3 * statistics.median(times):>12.2f} ms", flush=True)
+        if self.json:
+            self.json.write_text(json.dumps({"versions": versions(), "rows": self.rows}, indent=2))
+
+
+def versions():
+    return {name: metadata.version(name) for name in ("torch", "numpy", "scipy") if importlib.util.find_spec(name)}
 
 
 def training_step(network, batch, mode, device):
-    """EDM's training loop (its batch in one round): Adam, NaN-free gradients, moving average."""
+    """EDM's training loop (its batch in one round) with its settings: Adam, NaN-free gradients, moving average."""
+    torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    net = Denoiser(UNETS[network]().to(device), torch.bfloat16 if mode.startswith("bf16") else None).train()
-    forward = torch.compile(net) if mode.endswith("compile") else net
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    autocast = torch.bfloat16 if mode.startswith("bf16") else None
+    net = Denoiser(UNETS[network]().to(device), autocast, torch.float16 if mode == "f16" else torch.float32).train()
+    layout = torch.channels_last if mode.endswith("compile") else torch.contiguous_format
+    net = net.to(memory_format=layout)
     average = copy.deepcopy(net)
+    if mode == "f16":
+        cast_where_used(net)
+    forward = torch.compile(net) if mode.endswith("compile") else net
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     shape = {"tiny": (1, 8, 8), "ddpmpp-cifar10": (3, 32, 32), "adm-imagenet64": (3, 64, 64)}[network]
     data = torch.randint(256, (2048, *shape), dtype=torch.uint8, device=device)
 
     def step():
-        y = data[torch.randint(2048, (batch,), device=device)].float() / 127.5 - 1
+        y = data[torch.randint(2048, (batch,), device=device)].float().contiguous(memory_format=layout) / 127.5 - 1
         sigma = (torch.randn(batch, device=device) * 1.2 - 1.2).exp()
         loss = edm_loss(forward, y, sigma, torch.randn_like(y)).sum() / batch
         optimizer.zero_grad(set_to_none=True)
@@ -306,9 +335,25 @@ def time_all(args):
         time_evaluation(timer)
     if "fid" in args.works:
         time_fid(timer, *((50_000, 500) if gpu else (16, 16)))
-    if args.json:
-        versions = {"torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
-        args.json.write_text(json.dumps({"versions": versions, "rows": timer.rows}, indent=2))
+
+
+def kernels(args):
+    """The operations that take most of a training step, on the device where it is a GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    network, *batches = TRAINING[args.work]
+    gpu = args.device != "cpu"
+    step = training_step(network, batches[gpu], args.mode, torch.device(args.device))
+    step()
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as found:
+        step()
+    key = "self_device_time_total" if gpu else "self_cpu_time_total"
+    rows = sorted(found.key_averages(), key=lambda row: -getattr(row, key))
+    total = sum(getattr(row, key) for row in rows)
+    print(f"{args.work} {args.mode}: {total / 1e3:.1f} ms in {sum(row.count for row in rows)} calls")
+    print("| share | calls | operation |\n|---|---|---|")
+    for row in rows[: args.top]:
+        print(f"| {getattr(row, key) / total:.1%} | {row.count} | {row.key[:100]} |")
 
 
 def main():
@@ -325,6 +370,12 @@ def main():
     timing.add_argument("--modes", nargs="+", choices=MODES, default=["f32"])
     timing.add_argument("--json", type=Path)
     timing.set_defaults(run=time_all)
+    profiling = commands.add_parser("kernels")
+    profiling.add_argument("work", choices=TRAINING)
+    profiling.add_argument("--device", default="cpu")
+    profiling.add_argument("--mode", choices=MODES, default="f32")
+    profiling.add_argument("--top", type=int, default=20)
+    profiling.set_defaults(run=kernels)
     args = parser.parse_args()
     if getattr(args, "threads", None):
         torch.set_num_threads(args.threads)

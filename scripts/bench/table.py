@@ -25,6 +25,7 @@ BARS = {
     ],
     "cuda": [
         ("train-cifar10", "bf16", "f32", 0.35),
+        ("train-cifar10", "bf16", "f16", None),
         ("train-cifar10", "bf16", "bf16", 0.85),
         ("train-cifar10", "bf16", "bf16-compile", 1.0),
         ("train-cifar10", "f32", "f32", None),
