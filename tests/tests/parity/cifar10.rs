@@ -1,10 +1,10 @@
 //! FID between real images: whatever the batches, it is what the definition gives.
 
-use crate::fixture::{Outcome, own_rule};
+use crate::fixture::{Outcome, device, own_rule};
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};
 use lcsc_metrics::{Evaluation, Extractor, FeatureStats, Inception, Metrics, Scorer};
-use lcsc_torch::{Device, Kind, Tensor, TensorSpec};
+use lcsc_torch::{Kind, Tensor, TensorSpec};
 use libtest_mimic::Trial;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub fn inception(gain: f64) -> Outcome<Extractor> {
     let tensor =
         |spec: &TensorSpec| (spec.name.clone(), Tensor::from_slice(&own_rule(spec, gain)).view(&spec.shape[..]));
     let tensors: Vec<_> = Inception::tensors().iter().map(tensor).collect();
-    Ok(Extractor::Inception(Box::new(Inception::new(&tensors, "rule", Device::Cpu)?)))
+    Ok(Extractor::Inception(Box::new(Inception::new(&tensors, "rule", device())?)))
 }
 
 /// The trial, where `LCSC_DATA_DIR` (default: `../shared/data` beside the checkout) has CIFAR-10's training and test zips.

@@ -1,13 +1,23 @@
 //! One file: tensors, and the JSON that says what they are.
 
 use lcsc_diffusion::Conditioning;
-use lcsc_torch::{Kind, SafeFile, Tensor, TensorSpec};
+use lcsc_torch::{Device, DeviceChoice, Kind, SafeFile, Tensor, TensorSpec};
 use libtest_mimic::Failed;
 use serde_json::Value;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// What a check gives.
 pub type Outcome<T> = Result<T, Failed>;
+
+/// Where all is computed: what `LCSC_PARITY_DEVICE` names, by default the CPU.
+pub fn device() -> Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+        let named = std::env::var("LCSC_PARITY_DEVICE").unwrap_or_else(|_| "cpu".into());
+        named.parse::<DeviceChoice>().unwrap().resolve().unwrap()
+    });
+    *DEVICE
+}
 
 /// A safetensors file of the parity folder.
 pub struct Fixture {
@@ -23,8 +33,9 @@ impl Fixture {
         Ok(Self { file, json })
     }
 
+    /// On the device.
     pub fn tensor(&self, name: &str) -> Outcome<Tensor> {
-        Ok(self.file.tensor(name)?)
+        Ok(self.file.tensor(name)?.to(device()))
     }
 
     pub fn optional(&self, name: &str) -> Outcome<Option<Tensor>> {
@@ -39,7 +50,7 @@ impl Fixture {
     /// Fails unless |found − out| ≤ atol + rtol·|out| everywhere; otherwise the largest absolute error.
     pub fn compare(&self, found: &Tensor, name: &str) -> Outcome<f64> {
         let expected = self.tensor(name)?.to_kind(Kind::Double);
-        let found = found.to_kind(Kind::Double);
+        let found = found.to(device()).to_kind(Kind::Double);
         if found.size() != expected.size() {
             return Err(format!("{name}: shape {:?}, expected {:?}", found.size(), expected.size()).into());
         }

@@ -1,6 +1,6 @@
 //! Losses with noise levels, noise and indices injected.
 
-use crate::fixture::{Fixture, Outcome};
+use crate::fixture::{Fixture, Outcome, device};
 use crate::networks::Described;
 use lcsc_diffusion::{
     Adjustment, Denoiser, Distance, EctConfig, EdmConfig, Scalings, TeacherSolver, Weighting, consistency_loss,
@@ -84,7 +84,7 @@ pub fn consistency(f: &Fixture) -> Outcome<f64> {
     let number = |key: &str, default: f64| f.json[key].as_f64().unwrap_or(default);
     let (sigma_min, num_scales) = (number("sigma_min", 0.002), f.json["num_scales"].as_u64().ok_or("no num_scales")?);
     let sigmas = karras_sigmas(num_scales as usize, sigma_min, number("sigma_max", 80.0), number("rho", 7.0));
-    let (table, indices) = (Tensor::from_slice(&sigmas).to_kind(Kind::Float), f.tensor("in.indices")?);
+    let (table, indices) = (Tensor::from_slice(&sigmas).to_kind(Kind::Float).to(device()), f.tensor("in.indices")?);
     let (t, r) = (table.index_select(0, &indices), table.index_select(0, &(&indices + 1)));
     let (y, noise) = (f.tensor("in.x")?, f.tensor("in.noise")?);
     let noised = |sigma: &Tensor| &y + &noise * sigma.reshape([-1, 1, 1, 1]);

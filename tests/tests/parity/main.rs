@@ -1,6 +1,7 @@
 //! Reproduces the numbers of the reference codes in every file of `LCSC_PARITY_DIR` (default: `tests/parity`).
 //!
 //! One test a file; each prints its largest error. Kinds that are not built yet are listed as ignored.
+//! `LCSC_PARITY_DEVICE=cuda` computes all on a GPU.
 //! `tests/parity/README.md` describes the files and the rule that makes their weights.
 
 mod cifar10;
@@ -9,16 +10,19 @@ mod losses;
 mod networks;
 mod schedules;
 
-use fixture::{Fixture, Outcome};
+use fixture::{Fixture, Outcome, device};
 use lcsc_diffusion::{Churn, OdeConfig, SamplerConfig, Scalings, Spacing, sample};
 use lcsc_metrics::{FeatureStats, StatsAccumulator, frechet_distance};
-use lcsc_torch::{Device, Kind, Tensor};
+use lcsc_torch::{Kind, Tensor, allow_tf32};
 use libtest_mimic::{Arguments, Trial};
 use networks::Described;
 use std::path::{Path, PathBuf};
 
 fn main() {
     lcsc_torch::set_cpu_threads(1);
+    // The references compute in IEEE single precision.
+    device();
+    allow_tf32(false).unwrap();
     let folder = std::env::var_os("LCSC_PARITY_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("parity"), PathBuf::from);
     let mut files: Vec<PathBuf> =
@@ -115,7 +119,7 @@ fn sampler(f: &Fixture) -> Outcome<f64> {
         &described.model.preconditioning,
         &latents,
         |x, sigma| {
-            let sigma = Tensor::full([batch], sigma, (Kind::Float, Device::Cpu));
+            let sigma = Tensor::full([batch], sigma, (Kind::Float, device()));
             net.denoise(x, &sigma, Scalings::Plain, &conditioning, false)
         },
         |step| noise.as_ref().map_or_else(|| latents.zeros_like(), |n| n.get(step as i64)),
@@ -126,7 +130,7 @@ fn sampler(f: &Fixture) -> Outcome<f64> {
 fn fid(f: &Fixture) -> Outcome<f64> {
     let stats = |name: &str| -> Outcome<FeatureStats> {
         let features = f.tensor(name)?;
-        let mut sums = StatsAccumulator::new(features.size()[1], Device::Cpu);
+        let mut sums = StatsAccumulator::new(features.size()[1], device());
         // In two parts, as a stream of images would come.
         for part in features.chunk(2, 0) {
             sums.add(&part)?;

@@ -1,6 +1,6 @@
 //! Networks as the reference codes configure them.
 
-use crate::fixture::{Fixture, Outcome, own_rule, rule};
+use crate::fixture::{Fixture, Outcome, device, own_rule, rule};
 use lcsc_diffusion::{
     Conditioning, EdmPreconditioning, IddpmPreconditioning, Model, PreconditioningConfig, Scalings, TimeInput,
     VePreconditioning, VpPreconditioning,
@@ -221,10 +221,11 @@ impl Described {
         };
         let initial = layout.init(0, Device::Cpu)?;
         let buffer = |(spec, own): (&TensorSpec, Tensor)| {
-            if spec.name.ends_with("freqs") { Tensor::from_slice(&own_rule(spec, self.gain)) } else { own }
+            let own = if spec.name.ends_with("freqs") { Tensor::from_slice(&own_rule(spec, self.gain)) } else { own };
+            own.to(device())
         };
         let buffers = layout.buffers().iter().zip(initial.buffers).map(buffer).collect();
-        Ok(Weights { theta: Tensor::f_cat(&values, 0)?, buffers })
+        Ok(Weights { theta: Tensor::f_cat(&values, 0)?.to(device()), buffers })
     }
 
     fn openai_values(&self, config: &DhariwalUNetConfig, prefix: &str) -> Outcome<Vec<Tensor>> {
