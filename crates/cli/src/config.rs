@@ -43,6 +43,10 @@ pub struct Config {
     /// by rounding alone.
     #[serde(default)]
     pub plan: PlanChoice,
+    /// Whether a GPU takes kernels that give the same bits each time, as far as libtorch has them; they are slower. Without it what is
+    /// computed twice, or resumed, on a GPU differs in the last bits. A CPU repeats itself anyway.
+    #[serde(default)]
+    pub deterministic: bool,
     /// How several processes train together.
     #[serde(default)]
     pub distributed: DistributedConfig,

@@ -21,12 +21,15 @@ pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
                 Err(reason) => ui::say!("NCCL       not available: {reason}"),
             }
         }
-        CudaStatus::NoDevice { library } => {
-            ui::say!("CUDA       {library} opens, but the driver shows no device (see `nvidia-smi`)");
+        CudaStatus::NoDevice { library, driver } => {
+            ui::say!("CUDA       {library} opens, but {}", driver.why_no_device());
         }
-        CudaStatus::NotLoaded { reasons } => {
+        CudaStatus::NotLoaded { reasons, driver } => {
             ui::say!("CUDA       not available; scripts/setup.sh --cuda fetches it. The loader said:");
             reasons.iter().for_each(|reason| ui::say!("             {reason}"));
+            if driver.has_device {
+                ui::say!("           This machine has an NVIDIA device.");
+            }
         }
     }
     ui::say!("threads    {}", default_threads());

@@ -9,8 +9,8 @@ use lcsc_diffusion::Model;
 use lcsc_metrics::{Extractor, Preparation, RealImages, Scorer, Suite};
 use lcsc_search::Team;
 use lcsc_torch::{
-    Device, DeviceChoice, Error, Group, Plan, Precision, Result, allow_tf32, catch, cpu_threads, default_threads,
-    set_cpu_threads, write_atomic,
+    Device, DeviceChoice, Error, Group, Plan, Precision, Result, allow_tf32, catch, choose_kernels, cpu_threads,
+    default_threads, open_cuda, set_cpu_threads, write_atomic,
 };
 use lcsc_train::StageConfig;
 use lcsc_trajectory::{RunFolder, RunLock};
@@ -67,6 +67,9 @@ impl<'a> Session<'a> {
         };
         let lock = group.all_ok(if group.leads() { lock() } else { Ok(None) }).into_diagnostic()?;
         let device = machine(config.device, config.threads, group)?;
+        if config.deterministic && device.is_cuda() {
+            only_deterministic_kernels().into_diagnostic()?;
+        }
         allow_tf32(config.precision == Precision::Tf32).into_diagnostic()?;
         let data = ranks::all_ok(group, dataset(&config.data, device))?;
         let image = config.image(&info);
@@ -183,6 +186,17 @@ impl<'a> Session<'a> {
     }
 }
 
+/// For all that is computed from here on, on a GPU.
+fn only_deterministic_kernels() -> Result<()> {
+    const CUBLAS: &str = "CUBLAS_WORKSPACE_CONFIG";
+    if std::env::var_os(CUBLAS).is_none() {
+        // What NVIDIA asks for; cuBLAS reads it at its first product.
+        // SAFETY: no other thread of this process reads or writes the environment while a session opens.
+        unsafe { std::env::set_var(CUBLAS, ":4096:8") };
+    }
+    choose_kernels(true)
+}
+
 /// The device of this rank, after setting the number of CPU threads.
 pub fn machine(device: DeviceChoice, threads: Option<usize>, group: &Group) -> miette::Result<Device> {
     set_cpu_threads(threads.unwrap_or_else(default_threads));
@@ -191,6 +205,11 @@ pub fn machine(device: DeviceChoice, threads: Option<usize>, group: &Group) -> m
     group.use_device(found).into_diagnostic()?;
     if group.size() > 1 {
         tracing::info!("{} processes compute together", group.size());
+    }
+    if device == DeviceChoice::Auto
+        && let Some(why) = open_cuda().unusable_device()
+    {
+        tracing::warn!("this machine's NVIDIA device cannot be used: {why}");
     }
     match (device, found) {
         (DeviceChoice::Auto, Device::Cpu) => {

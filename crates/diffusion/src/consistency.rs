@@ -4,7 +4,7 @@
 use crate::distance::{Distance, DistanceConfig};
 use crate::ect::FINEST_DECAY;
 use crate::grid::karras_sigmas;
-use lcsc_torch::{Invalid, Tensor, tch};
+use lcsc_torch::{Invalid, Kind, Result, Tensor, tch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -249,13 +249,12 @@ impl IctConfig {
     }
 
     /// The probability of each interval of a rising grid: that of a normal ln σ within it.
-    pub(crate) fn probabilities(&self, rising: &[f64]) -> Vec<f64> {
+    pub(crate) fn probabilities(&self, rising: &[f64]) -> Result<Vec<f64>> {
         let ends: Vec<f64> = rising.iter().map(|s| (s.ln() - self.p_mean) / (2f64.sqrt() * self.p_std)).collect();
         let erf = Tensor::from_slice(&ends).erf();
-        let weights = (1..rising.len() as i64).map(|i| (erf.double_value(&[i]) - erf.double_value(&[i - 1])).max(0.0));
-        let weights: Vec<f64> = weights.collect();
-        let sum: f64 = weights.iter().sum();
-        weights.iter().map(|w| w / sum).collect()
+        let weights = (erf.slice(0, 1, None, 1) - erf.slice(0, 0, -1, 1)).clamp_min(0.0);
+        let sum = weights.sum(Kind::Double);
+        Ok(Vec::<f64>::try_from(weights / sum)?)
     }
 
     pub(crate) fn validate(&self, steps: u64) -> Vec<Invalid> {
@@ -320,7 +319,6 @@ pub fn teacher_step(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lcsc_torch::Kind;
 
     // Points of OpenAI's create_ema_and_scales_fn are in the parity test of schedules.
     #[test]
@@ -337,7 +335,7 @@ mod tests {
     fn lognormal_intervals_have_their_probability() {
         let config = IctConfig::default();
         let rising: Vec<f64> = config.grid.sigmas(11).into_iter().rev().collect();
-        let p = config.probabilities(&rising);
+        let p = config.probabilities(&rising).unwrap();
         assert!(p.len() == 10 && (p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         let most = p.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i).unwrap();
         assert!(rising[most] < 0.4 && rising[most + 1] > 0.3, "{p:?}");

@@ -9,6 +9,7 @@ use crate::precond::{PreconditioningConfig, Scalings};
 use lcsc_torch::{Device, Error, Invalid, Kind, Result, Stream, Tensor, seed_torch, upload};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 
 /// The objective of a training stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -172,6 +173,8 @@ pub struct Losses {
 pub struct Objective {
     config: ObjectiveConfig,
     distance: Distance,
+    /// iCT's noise levels of the last round.
+    lognormal: RefCell<Option<LognormalGrid>>,
 }
 
 impl Objective {
@@ -181,7 +184,16 @@ impl Objective {
     /// The weights of LPIPS are missing or do not fit.
     pub fn new(config: &ObjectiveConfig, device: Device) -> Result<Self> {
         let distance = config.distance().map_or(Ok(Distance::L2), |d| Distance::new(d, device))?;
-        Ok(Self { config: config.clone(), distance })
+        Ok(Self { config: config.clone(), distance, lognormal: RefCell::new(None) })
+    }
+
+    fn lognormal_levels(&self, config: &IctConfig, num_scales: u64, u: &Tensor) -> Result<Levels> {
+        let mut kept = self.lognormal.borrow_mut();
+        let grid = match kept.take().filter(|grid| grid.sigmas.len() as u64 == num_scales) {
+            Some(grid) => kept.insert(grid),
+            None => kept.insert(LognormalGrid::new(config, num_scales, u.device())?),
+        };
+        Levels::drawn(&grid.sigmas, &grid.indices(u))
     }
 
     /// The loss of each image of a round.
@@ -231,8 +243,7 @@ impl Objective {
             }
             ObjectiveConfig::Ict(c) => {
                 let (u, noise) = (uniform(), y.randn_like());
-                let sigmas = c.grid.sigmas(c.num_scales(round.step, round.steps));
-                let levels = Levels::drawn(&sigmas, &lognormally(c, &u, &sigmas)?)?;
+                let levels = self.lognormal_levels(c, c.num_scales(round.step, round.steps), &u)?;
                 let pair = (&round.noised(&noise, &levels.t), &round.noised(&noise, &levels.r));
                 let distance = self.consistency(nets, round, c.grid.sigma_min, &levels, pair);
                 (distance / (&levels.t - levels.r), levels.t)
@@ -289,21 +300,32 @@ fn evenly(u: &Tensor, n: u64) -> Tensor {
     (u * n as f64).floor().clamp(0.0, (n - 1) as f64).to_kind(Kind::Int64)
 }
 
-/// The same with iCT's probabilities of the intervals of a falling grid.
-fn lognormally(config: &IctConfig, u: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
-    let rising: Vec<f64> = sigmas.iter().rev().copied().collect();
-    let mut below = 0.0;
-    let ends: Vec<f64> = config
-        .probabilities(&rising)
-        .iter()
-        .map(|p| {
+/// iCT's noise levels, computed once as long as there are as many.
+struct LognormalGrid {
+    /// N levels, falling.
+    sigmas: Vec<f64>,
+    /// The probability of an interval or one below it, from the lowest up, f64 `[N−1]`.
+    ends: Tensor,
+}
+
+impl LognormalGrid {
+    fn new(config: &IctConfig, num_scales: u64, device: Device) -> Result<Self> {
+        let sigmas = config.grid.sigmas(num_scales);
+        let rising: Vec<f64> = sigmas.iter().rev().copied().collect();
+        let mut below = 0.0;
+        let mut end = |p: &f64| {
             below += p;
             below
-        })
-        .collect();
-    let last = ends.len() as i64 - 1;
-    let interval = Tensor::bucketize(u, &upload(&Tensor::from_slice(&ends), u.device())?, false, true).clamp(0, last);
-    Ok(last - interval)
+        };
+        let ends: Vec<f64> = config.probabilities(&rising)?.iter().map(&mut end).collect();
+        Ok(Self { sigmas, ends: upload(&Tensor::from_slice(&ends), device)? })
+    }
+
+    /// Indices i64 `[B]` of intervals, of u f64 `[B]` uniform in [0,1).
+    fn indices(&self, u: &Tensor) -> Tensor {
+        let last = self.ends.numel() as i64 - 1;
+        last - Tensor::bucketize(u, &self.ends, false, true).clamp(0, last)
+    }
 }
 
 #[cfg(test)]
@@ -316,15 +338,15 @@ mod tests {
         let counts = Vec::<i64>::try_from(evenly(&u, 4).bincount(None::<Tensor>, 4)).unwrap();
         assert_eq!(counts, [2500; 4]);
         let config = IctConfig::default();
-        let sigmas = config.grid.sigmas(11);
-        let indices = lognormally(&config, &u, &sigmas).unwrap();
+        let grid = LognormalGrid::new(&config, 11, Device::Cpu).unwrap();
+        let (indices, sigmas) = (grid.indices(&u), &grid.sigmas);
         let rising: Vec<f64> = sigmas.iter().rev().copied().collect();
-        let expected = config.probabilities(&rising);
+        let expected = config.probabilities(&rising).unwrap();
         let counts = Vec::<i64>::try_from(indices.bincount(None::<Tensor>, 10)).unwrap();
         for (i, count) in counts.iter().enumerate() {
             assert!((*count as f64 / 10_000.0 - expected[9 - i]).abs() < 2e-4, "{counts:?} {expected:?}");
         }
-        let Levels { t, r } = Levels::drawn(&sigmas, &Tensor::from_slice(&[0i64, 9])).unwrap();
+        let Levels { t, r } = Levels::drawn(sigmas, &Tensor::from_slice(&[0i64, 9])).unwrap();
         let (t, r) = (Vec::<f32>::try_from(t).unwrap(), Vec::<f32>::try_from(r).unwrap());
         assert!((t[0] - 80.0).abs() < 1e-4 && r[0] == sigmas[1] as f32 && (r[1] - 0.002).abs() < 1e-8 && t[1] > r[1]);
     }

@@ -77,7 +77,12 @@ void lcsc_group_abort(c10d::Backend *group) {
   free(message);
 }
 
-void lcsc_group_close(c10d::Backend *group) { c10::intrusive_ptr<c10d::Backend>::reclaim(group); }
+// Waits for what is under way, and takes leave of the other ranks before the group is gone.
+void lcsc_group_close(c10d::Backend *group) {
+  auto owned = c10::intrusive_ptr<c10d::Backend>::reclaim(group);
+  char *message = guarded([&] { owned->shutdown(); });
+  free(message);
+}
 
 // The sum over all ranks, in place. On a GPU the current stream waits for it; on the CPU this does.
 char *lcsc_all_reduce(c10d::Backend *group, at::Tensor *tensor) {

@@ -1,6 +1,8 @@
 //! Where tensors live and in which precision networks compute. CUDA is opened at run time: the binary links CPU only.
 
+use crate::driver::Driver;
 use crate::error::{Error, Result};
+use crate::shim::{allow_tf32, choose_kernels, use_device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -21,12 +23,30 @@ pub enum CudaStatus {
     NoDevice {
         /// The library.
         library: String,
+        /// What the machine says of its driver.
+        driver: Driver,
     },
     /// Not opened: the loader's reason for each place tried.
     NotLoaded {
         /// One line a place.
         reasons: Vec<String>,
+        /// What the machine says of its driver.
+        driver: Driver,
     },
+}
+
+impl CudaStatus {
+    /// Why this machine's NVIDIA device cannot be used, with the remedy; none where it can, or where there is none.
+    pub fn unusable_device(&self) -> Option<String> {
+        match self {
+            Self::Available { .. } => None,
+            Self::NoDevice { driver, .. } => driver.has_device.then(|| driver.why_no_device()),
+            Self::NotLoaded { driver, .. } => driver.has_device.then(|| {
+                "libtorch's CUDA half cannot be opened (`lcsc doctor` says why); scripts/setup.sh --cuda fetches it"
+                    .into()
+            }),
+        }
+    }
 }
 
 static CUDA: OnceLock<CudaStatus> = OnceLock::new();
@@ -54,13 +74,13 @@ pub fn open_cuda() -> &'static CudaStatus {
                     return if Cuda::is_available() && devices > 0 {
                         CudaStatus::Available { library, devices }
                     } else {
-                        CudaStatus::NoDevice { library }
+                        CudaStatus::NoDevice { library, driver: Driver::of_machine() }
                     };
                 }
                 Err(e) => reasons.push(loader_reason(&e)),
             }
         }
-        CudaStatus::NotLoaded { reasons }
+        CudaStatus::NotLoaded { reasons, driver: Driver::of_machine() }
     })
 }
 
@@ -167,31 +187,41 @@ impl DeviceChoice {
         }
     }
 
-    /// The device itself.
+    /// The device itself. A GPU becomes the one that this thread uses, with products and convolutions of f32 that are not rounded to
+    /// TF32 and the fastest kernels; [`allow_tf32`](crate::allow_tf32) and [`choose_kernels`] change that.
     ///
     /// # Errors
-    /// CUDA was asked for and is not there: with the loader's reason.
+    /// CUDA was asked for and is not there: with the loader's reason, or the versions that do not fit.
     pub fn resolve(self) -> Result<Device> {
         if self == Self::Cpu {
             return Ok(Device::Cpu);
         }
         match (self, open_cuda()) {
             (Self::Cpu, _) => Ok(Device::Cpu),
-            (Self::Auto, CudaStatus::Available { .. }) => Ok(Device::Cuda(0)),
+            (Self::Auto, CudaStatus::Available { .. }) => usable(0),
             (Self::Auto, CudaStatus::NoDevice { .. } | CudaStatus::NotLoaded { .. }) => Ok(Device::Cpu),
-            (Self::Cuda(n), CudaStatus::Available { devices, .. }) if n < *devices => Ok(Device::Cuda(n)),
+            (Self::Cuda(n), CudaStatus::Available { devices, .. }) if n < *devices => usable(n),
             (Self::Cuda(n), CudaStatus::Available { devices, .. }) => {
                 Err(Error::Message(format!("device cuda:{n} does not exist: this machine has {devices}")))
             }
-            (Self::Cuda(_), CudaStatus::NoDevice { library }) => Err(Error::Message(format!(
-                "CUDA was asked for; {library} was opened, but the driver shows no device (see `nvidia-smi`). Use device = \"cpu\""
+            (Self::Cuda(_), CudaStatus::NoDevice { library, driver }) => Err(Error::Message(format!(
+                "CUDA was asked for; {library} was opened, but {}. Else use device = \"cpu\"",
+                driver.why_no_device()
             ))),
-            (Self::Cuda(_), CudaStatus::NotLoaded { reasons }) => Err(Error::Message(format!(
+            (Self::Cuda(_), CudaStatus::NotLoaded { reasons, .. }) => Err(Error::Message(format!(
                 "CUDA was asked for, but libtorch's CUDA half could not be opened: {}. Run scripts/setup.sh --cuda, or use device = \"cpu\"",
                 reasons.join("; ")
             ))),
         }
     }
+}
+
+/// A GPU as all commands use it unless they say otherwise.
+fn usable(index: usize) -> Result<Device> {
+    use_device(index)?;
+    allow_tf32(false)?;
+    choose_kernels(false)?;
+    Ok(Device::Cuda(index))
 }
 
 /// The type in which networks compute; weights, moments, preconditioning, losses and samplers stay f32 or wider.

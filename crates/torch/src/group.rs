@@ -115,6 +115,10 @@ impl Group {
     /// # Errors
     /// Another rank is gone.
     pub fn broadcast(&self, tensor: &Tensor) -> Result<()> {
+        if tensor.device() != Device::Cpu {
+            // NCCL waits for no longer than its group does, whatever a broadcast says: the host waits for rank 0 first.
+            self.broadcast(&Tensor::f_zeros([1], (Kind::Uint8, Device::Cpu))?)?;
+        }
         self.collective(tensor, |backend| backend.broadcast(tensor, LEAD_PATIENCE))
     }
 

@@ -27,6 +27,7 @@
 
 mod chacha;
 mod device;
+mod driver;
 mod error;
 mod group;
 mod guard;
@@ -41,6 +42,7 @@ mod threads;
 mod weights;
 
 pub use device::{CudaStatus, DeviceChoice, Precision, download, keep_freed_memory, open_cuda, synchronize, upload};
+pub use driver::Driver;
 pub use error::{Context, Error, Invalid, Result};
 pub use group::{Failure, Group, Ranks, Store, open_nccl_library};
 pub use guard::{catch, install_panic_hook};
@@ -50,7 +52,7 @@ pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, stan
 pub use optim::{AdamConfig, Optimizer, OptimizerConfig, Verdict};
 pub use pixels::{to_float, to_u8};
 pub use plan::Plan;
-pub use shim::allow_tf32;
+pub use shim::{allow_tf32, choose_kernels, exact_products};
 pub use tch;
 pub use tch::{Device, Kind, Tensor};
 pub use threads::{cpu_threads, default_threads, set_cpu_threads};

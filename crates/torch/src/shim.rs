@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, first_line};
 use crate::optim::Verdict;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use tch::Tensor;
 
 /// A pointer to an `at::Tensor`, which is itself a handle: values change through a `const` one.
@@ -10,6 +10,11 @@ type Handle = *const c_void;
 
 unsafe extern "C" {
     fn lcsc_allow_tf32(allow: bool) -> *mut c_char;
+    fn lcsc_exact_products_begin() -> *mut c_void;
+    fn lcsc_exact_products_end(guard: *mut c_void);
+    fn lcsc_choose_kernels(deterministic: bool) -> *mut c_char;
+    fn lcsc_use_device(index: c_int) -> *mut c_char;
+    fn lcsc_used_memory(index: c_int, used: *mut u64) -> *mut c_char;
     fn lcsc_fused_adam(
         theta: Handle,
         grad: Handle,
@@ -25,13 +30,59 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Whether CUDA may round the inputs of f32 convolutions and matrix products to TF32, in this process.
+/// Whether CUDA may round the inputs of f32 convolutions and matrix products to TF32, in this process. libtorch's default is that
+/// convolutions are and products are not.
 ///
 /// # Errors
 /// libtorch failed.
 pub fn allow_tf32(allow: bool) -> Result<()> {
     // SAFETY: takes a plain value, and gives what `checked` expects.
     checked("setting the precision of f32", unsafe { lcsc_allow_tf32(allow) })
+}
+
+/// Makes a GPU the one that this thread uses where nothing else is said.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn use_device(index: usize) -> Result<()> {
+    // SAFETY: takes a plain value, and gives what `checked` expects.
+    checked("choosing the GPU", unsafe { lcsc_use_device(index as c_int) })
+}
+
+/// Bytes in use on a GPU, by all processes.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn used_memory(index: usize) -> Result<u64> {
+    let mut used = 0;
+    // SAFETY: the place to write to outlives the call.
+    checked("asking a GPU for its memory", unsafe { lcsc_used_memory(index as c_int, &mut used) })?;
+    Ok(used)
+}
+
+/// What `work` gives, with the matrix products of f32 on a GPU in full precision also where TF32 is allowed: for products that
+/// are no layers of a network.
+pub fn exact_products<T>(work: impl FnOnce() -> T) -> T {
+    struct Guard(*mut c_void);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            // SAFETY: the shim gave this pointer in this thread, and it is not used again.
+            unsafe { lcsc_exact_products_end(self.0) }
+        }
+    }
+    // SAFETY: takes nothing.
+    let _guard = Guard(unsafe { lcsc_exact_products_begin() });
+    work()
+}
+
+/// The kernels of this process on GPUs: the fastest of cuDNN's, which are tried for each new shape and may add up in another
+/// order each time; or where `deterministic` those that give the same bits on the same GPU, as far as libtorch has them.
+///
+/// # Errors
+/// libtorch failed.
+pub fn choose_kernels(deterministic: bool) -> Result<()> {
+    // SAFETY: takes a plain value, and gives what `checked` expects.
+    checked("choosing kernels", unsafe { lcsc_choose_kernels(deterministic) })
 }
 
 /// `at::_fused_adam_`: Adam's step number `steps` f32 [1] in one pass over vectors f32, contiguous and of one shape.
@@ -92,14 +143,37 @@ mod tests {
     use super::*;
 
     unsafe extern "C" {
-        fn lcsc_allows_tf32() -> bool;
+        fn lcsc_tf32_bits(bits: *mut c_int) -> *mut c_char;
+        fn lcsc_products_are_exact() -> bool;
+        fn lcsc_kernel_bits() -> c_int;
     }
 
     #[test]
     fn tf32_is_allowed_and_forbidden() {
-        for allow in [true, false] {
+        for allow in [true, false, true, false] {
             allow_tf32(allow).unwrap();
-            assert_eq!(unsafe { lcsc_allows_tf32() }, allow);
+            let mut bits = -1;
+            checked("asking", unsafe { lcsc_tf32_bits(&mut bits) }).unwrap();
+            // Convolutions, recurrent layers and products of a GPU; never products of the CPU.
+            assert_eq!(bits, if allow { 0b111 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn products_are_exact_inside_and_only_there() {
+        let are_exact = || unsafe { lcsc_products_are_exact() };
+        assert!(!are_exact());
+        assert!(exact_products(|| exact_products(are_exact) && are_exact()));
+        assert!(!are_exact());
+        assert!(std::panic::catch_unwind(|| exact_products(|| panic!("inside"))).is_err());
+        assert!(!are_exact());
+    }
+
+    #[test]
+    fn kernels_are_fast_or_deterministic() {
+        for (deterministic, bits) in [(false, 0b001), (true, 0b110), (false, 0b001)] {
+            choose_kernels(deterministic).unwrap();
+            assert_eq!(unsafe { lcsc_kernel_bits() }, bits);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What candidates take from some rows of W in one group of parameters.
 
 use crate::combine::add_products;
-use lcsc_torch::{Device, Kind, Result, Tensor};
+use lcsc_torch::{Device, Kind, Result, Tensor, exact_products};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -57,7 +57,8 @@ impl Share {
                     let _ = thetas.f_zero_()?;
                 }
                 for (&m, alpha) in candidates.iter().zip(alphas.f_split(1, 0)?) {
-                    let _ = thetas.f_narrow(0, m as i64, 1)?.f_addmm_(&alpha, w)?;
+                    let mut theta = thetas.f_narrow(0, m as i64, 1)?;
+                    let _ = exact_products(|| theta.f_addmm_(&alpha, w))?;
                 }
             }
             None if first => drop(thetas.f_zero_()?),
