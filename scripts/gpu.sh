@@ -62,7 +62,7 @@ summary() {
   sed 's/^/| /; s/\t/ | /g; s/$/ |/' "$work/rows"
   local table
   for table in "$work"/logs/*.md; do
-    [ ! -e "$table" ] || { printf '\n## %s\n\n' "$(basename "$table" .md)"; cat "$table"; }
+    [ ! -s "$table" ] || { printf '\n## %s\n\n' "$(basename "$table" .md)"; cat "$table"; }
   done
 }
 
@@ -74,15 +74,16 @@ keep() {
 
 # What the running step failed of: what an error says first, else the last line.
 reason() {
-  { grep -m 1 -E '×|[eE]rror|[fF]ailed' "$out/running.log" || tail -n 1 "$out/running.log"; } | cut -c-160
+  { grep -m 1 -E '×|Error|error:|panicked' "$out/running.log" || tail -n 1 "$out/running.log"; } | cut -c-160
 }
 
-# step NAME SECONDS: the function of scripts/gpu/steps.sh, for at most so long, a share of 540. A third of that has to be left.
+# step NAME SECONDS [LEAST]: the function of scripts/gpu/steps.sh, for at most so long where so much is left (a third unless
+# told); all are shares of 540.
 failed=0 deadline=$((SECONDS + seconds))
 step() {
-  local name=$1 limit=$(($2 * seconds / 540)) left=$((deadline - SECONDS - 5)) began=$SECONDS status=0 said
+  local name=$1 limit=$(($2 * seconds / 540)) least=$((${3:-$(($2 / 3))} * seconds / 540)) left=$((deadline - SECONDS - 5)) began=$SECONDS status=0 said
   [ $limit -ge 5 ] || limit=5
-  if [ $left -lt 5 ] || [ $((3 * left)) -lt $limit ]; then
+  if [ $left -lt 5 ] || [ $left -lt $least ]; then
     said=skipped
     echo "no time left" > "$work/figures"
   else
@@ -114,12 +115,12 @@ step parity 45
 step align 45
 step outputs 45
 step bench 60
-step peers 60
-step resume 50
-step search 60
+step peers 80
+step resume 60
+step search 75
 step kernels 60
 step compile 90
-step study $((seconds * 2 / 3))
+step study 540 60
 
 awk -F '\t' '{ printf "%-9s %-12s %4d s  %s\n", $1, $2, $3, $4 }' "$work/rows" | cut -c-240
 echo "gpu: the tables are in $out/summary.md, all that was said in $out/logs.tgz"

@@ -7,23 +7,24 @@ name=$1
 bench=$work/bench/${device%%:*}
 mkdir -p "$bench"
 # In half precision a CPU computes slowly, and the digits are all it needs.
-precision=bf16 work_of_bench=train-cifar10 repeats=5 source=$kit/cifar10.zip
-if [ -n "$tiny" ]; then precision=f32 work_of_bench=train-tiny repeats=1 source=digits; fi
+precision=bf16 work_of_bench=train-cifar10 repeats=5 source=$kit/cifar10.zip edm=configs/cifar10-edm.toml
+if [ -n "$tiny" ]; then
+  precision=f32 work_of_bench=train-tiny repeats=1 source=digits edm=configs/tiny/cifar10-edm.toml
+fi
 
-figure() { echo "$*" >> "$work/figures"; }
+figure() { [ -z "$*" ] || echo "$*" >> "$work/figures"; }
 
-# What comes in as a table of the summary; it is in the log, too.
-table() { tee "$work/logs/$name${1:+-$1}.md"; }
+# What comes in as a table of the summary, named as the step unless told; it is in the log, too.
+table() { tee "$work/logs/${1:-$name}.md"; }
 
 skip() { figure "$*"; exit 77; }
+
+has() { "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$1"; }
 
 # Skips the step where Python lacks a package.
 needs() {
   local package
-  for package in "$@"; do
-    "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$package" ||
-      skip "$python has no $package"
-  done
+  for package in "$@"; do has "$package" || skip "$python has no $package"; done
 }
 
 needs_data() {
@@ -61,6 +62,7 @@ step_parity() {
   [ -x "$kit/parity" ] || skip "$kit/parity is missing"
   LCSC_PARITY_DIR=$PWD/tests/parity LCSC_PARITY_DEVICE=$device "$kit/parity" --test-threads 1 ${tiny:+loss} | tee "$work/parity" ||
     true
+  figure "$(sed -n 's/.*test \([^ ]*\) .*FAILED.*/\1 FAILED/p' "$work/parity")"
   figure "$(sed -n 's/^test result: [a-zA-Z]*\. \([0-9]* passed; [0-9]* failed\).*/\1/p' "$work/parity")"
   figure "largest error $(sed -n 's/.*parity .*: largest error //p' "$work/parity" | sort -g | tail -n 1)"
   grep -q '^test result: ok' "$work/parity"
@@ -87,7 +89,7 @@ step_bench() {
     tee "$work/bench.txt"
   figure "$(grep "^$work_of_bench" "$work/bench.txt" | tr -s ' ') in $precision"
   [ -n "$tiny" ] ||
-    "$lcsc" bench --device "$device" --repeats 3 --json "$bench/lcsc-f32.json" train-cifar10 sample-one-step merge features evaluation
+    "$lcsc" bench --device "$device" --repeats 3 --json "$bench/lcsc-f32.json" train-cifar10 sample-one-step features evaluation
 }
 
 # peers MODES…: those of one argument in one process.
@@ -98,7 +100,7 @@ peers() {
     "$python" scripts/bench/peer.py time --device "$device" --repeats $repeats --modes $modes \
       --json "$bench/peer-${modes// /-}.json" $work_of_bench | tee "$work/peer.txt"
     figure "$(cut -c18- "$work/peer.txt" | tr -s ' ')"
-    "$python" scripts/bench/table.py "$bench" | table
+    "$python" scripts/bench/table.py "$bench" | table peers
   done
 }
 
@@ -116,10 +118,10 @@ step_compile() {
 
 # Trains the network of EDM until it is interrupted after so many seconds, which has to save the state.
 interrupted() {
-  local config=configs/cifar10-edm.toml status=0
-  local sizes=(stage.0.nimg=2000000 stage.0.tick_nimg=5120 'stage.0.trajectory={ every_nimg = 25600, tracks = ["raw"], dtype = "bf16" }')
-  if [ -n "$tiny" ]; then config=configs/tiny/cifar10-edm.toml sizes=(stage.0.tick_nimg=64 stage.0.trajectory.every_nimg=128); fi
-  timeout --foreground --preserve-status --signal INT "$1" "$lcsc" train $config --out "$work/edm" \
+  local status=0
+  local sizes=(stage.0.nimg=2000000 stage.0.tick_nimg=5120 'stage.0.trajectory={ every_nimg = 10240, tracks = ["raw"], dtype = "bf16" }')
+  if [ -n "$tiny" ]; then sizes=(stage.0.tick_nimg=64 stage.0.trajectory.every_nimg=128); fi
+  timeout --foreground --preserve-status --signal INT "$1" "$lcsc" train $edm --out "$work/edm" \
     "${sizes[@]/#/--set=}" --set device="$device" --set precision=$precision --set data.source="$source" || status=$?
   [ $status = 130 ] || { echo "status $status after SIGINT, expected 130"; exit 1; }
   figure "$("$python" scripts/gpu/figures.py training "$work/edm")"
@@ -127,7 +129,7 @@ interrupted() {
 
 step_resume() {
   needs_data
-  local first=$((limit / 2)) second=$((limit / 4))
+  local first=$((limit * 2 / 5)) second=$((limit * 3 / 10))
   if [ -n "$tiny" ]; then first=4 second=3; fi
   interrupted $first
   cp "$work/edm/train.jsonl" "$work/before.jsonl"
@@ -138,13 +140,13 @@ step_resume() {
 step_search() {
   [ -d "$work/edm/trajectory" ] || skip "the step resume left no run"
   # One after the other from the best baseline.
-  local sizes=('search.method=["gradient", "evolution"]' search.images=500 search.selection_images=500 search.report_images=500
-    search.report_seeds=1 search.finalists=1 search.checkpoints=6 sampler.heun.steps=3 search.budget.evaluations=4)
+  local sizes=('search.method=["gradient", "evolution"]' search.images=250 search.selection_images=250 search.report_images=250
+    search.report_seeds=1 search.finalists=1 search.checkpoints=4 sampler.heun.steps=3 search.budget.evaluations=4)
   needs torch
   "$python" scripts/gpu/inception.py "$work/inception.pt"
   if [ -n "$tiny" ]; then
     # Inception takes a CPU a tenth of a second an image: a few are measured, and the search is by the small classifier.
-    sizes=("${sizes[@]//=500/=50}")
+    sizes=("${sizes[@]//=250/=50}")
     "$lcsc" --quiet sample --weights "$kit/tiny.safetensors" --n 4 --device "$device" --out "$work/few.npz"
     "$lcsc" --quiet eval --images "$work/few.npz" --reference "$work/few.npz" --metrics fd --device "$device" \
       --extractor "inception = \"$work/inception.pt\""
@@ -159,17 +161,19 @@ step_search() {
 
 step_kernels() {
   needs_data
-  if [ "$device" != cpu ] && command -v ncu >/dev/null; then
-    # The second and third step of a training; the first chooses kernels.
+  if command -v ncu >/dev/null; then
+    # About one of six steps; in the first, kernels are chosen.
     ncu --target-processes all --clock-control none --metrics gpu__time_duration.sum --csv --log-file "$work/ncu.csv" \
-      --launch-skip 5000 --launch-count 2500 "$lcsc" train configs/cifar10-edm.toml --set device="$device" --set precision=bf16 \
-      --set data.source="$source" --set stage.0.nimg=3072 --out "$work/profiled" || figure "ncu failed"
-    "$python" scripts/gpu/figures.py kernels "$work/ncu.csv" | table && figure "$(grep '%' "$work/logs/kernels.md" | head -n 1)"
+      --launch-skip 5000 --launch-count 2500 "$lcsc" train $edm --out "$work/profiled" --set device="$device" \
+      --set precision=$precision --set data.source="$source" --set stage.0.nimg=3072 --set search.when=off || figure "ncu failed"
+    "$python" scripts/gpu/figures.py kernels "$work/ncu.csv" | table && figure "$(sed -n '1p; 5p' "$work/logs/kernels.md" | tr '|' ' ')"
   else
     figure "no ncu: kernels of the peer alone"
+    needs torch numpy
   fi
-  needs torch numpy
-  "$python" scripts/bench/peer.py kernels $work_of_bench --device "$device" --mode $precision | table peer
+  if has torch && has numpy; then
+    "$python" scripts/bench/peer.py kernels $work_of_bench --device "$device" --mode $precision | table kernels-of-peer
+  fi
 }
 
 step_study() {

@@ -28,6 +28,21 @@ fn parity() -> Option<PathBuf> {
     entries.map(|e| e.unwrap().path()).filter(is_binary).max_by_key(modified)
 }
 
+/// What ncu writes of two kernels, beside what the command does.
+const NCU: &str = r#"#!/bin/bash
+while [ "$1" != --log-file ]; do shift; done
+cat > "$2" <<'END'
+==PROF== Connected
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","sum(float)","gpu__time_duration.sum","us","1,500.5"
+"1","product","gpu__time_duration.sum","ns","499,500"
+"2","sum(float)","gpu__time_duration.sum","ms","1"
+END
+shift 2
+while [[ $1 == --* ]]; do shift 2; done
+exec "$@"
+"#;
+
 /// Name, end and key figures of each step, as summary.md has them.
 fn steps(out: &Path) -> Vec<(String, String, String)> {
     let text = std::fs::read_to_string(out.join("summary.md")).unwrap();
@@ -47,7 +62,9 @@ fn every_step_passes_in_small_on_a_cpu() {
     assert_eq!(prepared.status, Some(0), "{}", prepared.stderr);
 
     let args = ["--device", "cpu", "--tiny", "--kit", kit, "--out", out_text];
-    let ended = Ended::from(script(&args).output().unwrap());
+    let path = [program(folder.path(), "ncu", NCU), std::env::var("PATH").unwrap().into()];
+    let path = path.map(|folder| folder.into_os_string()).join(":".as_ref());
+    let ended = Ended::from(script(&args).env("PATH", path).output().unwrap());
     let summary = std::fs::read_to_string(out.join("summary.md")).unwrap();
     println!("{summary}");
     assert_eq!(ended.status, Some(0), "{}\n{summary}", ended.stderr);
@@ -56,29 +73,30 @@ fn every_step_passes_in_small_on_a_cpu() {
     assert_eq!(steps.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), STEPS);
     for (name, end, figures) in &steps {
         // What needs PyTorch, or a test binary that another command builds.
-        let may_lack = ["parity", "align", "outputs", "peers", "search", "kernels", "compile"].contains(&name.as_str());
+        let may_lack = ["parity", "align", "outputs", "peers", "search", "compile"].contains(&name.as_str());
         let lacks = figures.contains(" has no ") || figures.ends_with(" is missing");
         assert!(end == "ok" || (end == "skipped" && may_lack && lacks), "{name}: {end}, {figures}");
     }
     assert!(steps[3].1 == "skipped" || steps[3].2.contains("0 failed; largest error "), "{}", steps[3].2);
+    assert!(summary.contains("3 kernels, 3.0 ms") && summary.contains("| 83.4% | 2 | sum(float) |"), "{summary}");
     assert!(steps[1].2.contains("largest pixel difference 0 of 255"), "{}", steps[1].2);
     let list = shell(&out, "tar tzf logs.tgz").stdout;
     assert!(["devices.log", "study.log", "study.md", "summary.json"].iter().all(|name| list.contains(name)), "{list}");
 }
 
-/// A kit whose `lcsc` is a line of shell.
-fn stub(folder: &Path, line: &str) -> PathBuf {
-    let kit = folder.join("kit");
-    std::fs::create_dir(&kit).unwrap();
-    std::fs::write(kit.join("lcsc"), format!("#!/bin/sh\n{line}\n")).unwrap();
-    std::fs::set_permissions(kit.join("lcsc"), PermissionsExt::from_mode(0o755)).unwrap();
-    kit
+/// A folder with one executable script.
+fn program(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let bin = folder.join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join(name), text).unwrap();
+    std::fs::set_permissions(bin.join(name), PermissionsExt::from_mode(0o755)).unwrap();
+    bin
 }
 
 #[test]
 fn what_hangs_is_stopped_and_what_no_longer_fits_is_skipped() {
     let folder = tempfile::tempdir().unwrap();
-    let (kit, out) = (stub(folder.path(), "echo began; sleep 60"), folder.path().join("out"));
+    let (kit, out) = (program(folder.path(), "lcsc", "#!/bin/sh\necho began\nsleep 60\n"), folder.path().join("out"));
     let [kit, out_text] = [&kit, &out].map(|path| path.to_str().unwrap());
     let args = ["--device", "cpu", "--tiny", "--kit", kit, "--out", out_text, "--seconds", "12"];
     let ended = Ended::from(script(&args).output().unwrap());
@@ -94,7 +112,10 @@ fn what_hangs_is_stopped_and_what_no_longer_fits_is_skipped() {
 #[test]
 fn a_failure_is_told_and_the_next_step_follows() {
     let folder = tempfile::tempdir().unwrap();
-    let (kit, out) = (stub(folder.path(), "echo '  × no such device' >&2; exit 1"), folder.path().join("out"));
+    let (kit, out) = (
+        program(folder.path(), "lcsc", "#!/bin/sh\necho '  × no such device' >&2\nexit 1\n"),
+        folder.path().join("out"),
+    );
     let [kit, out_text] = [&kit, &out].map(|path| path.to_str().unwrap());
     let ended = Ended::from(script(&["--device", "cpu", "--tiny", "--kit", kit, "--out", out_text]).output().unwrap());
     assert_eq!(ended.status, Some(1), "{}", ended.stderr);
