@@ -31,6 +31,12 @@ needs_data() {
   [ "$source" = digits ] || [ -f "$source" ] || skip "$source is missing: --prepare was called without --data"
 }
 
+# The table of a search, and its held-out distances.
+results() {
+  "$python" scripts/gpu/figures.py results "$1" | table
+  figure "held-out: $(sed -n 's/^| \(last\|ema\|lcsc\) | \([^ ]*\) .*/\1 \2/p' "$work/logs/$name.md" | paste -sd ' ')"
+}
+
 step_devices() {
   if command -v nvidia-smi >/dev/null; then
     nvidia-smi
@@ -55,7 +61,7 @@ step_smoke() {
   if [ -n "$tiny" ]; then sizes=(search.budget.evaluations=4 search.report_seeds=1 search.finalists=1); fi
   "$lcsc" run configs/tiny/smoke.toml --set device="$device" "${sizes[@]/#/--set=}" --out "$work/smoke"
   figure "$("$python" scripts/gpu/figures.py training "$work/smoke")"
-  "$python" scripts/gpu/figures.py results "$work/smoke/summary.json" | table
+  results "$work/smoke/summary.json"
 }
 
 step_parity() {
@@ -71,6 +77,7 @@ step_parity() {
 step_align() {
   needs torch
   "$python" scripts/gpu/align.py --device "$device" ${tiny:+--tiny} | table
+  figure "$(tail -n 1 "$work/logs/align.md")"
 }
 
 step_outputs() {
@@ -155,8 +162,7 @@ step_search() {
   fi
   # The training was interrupted: its own search comes at its end.
   "$lcsc" search "$work/edm" --name gpu "${sizes[@]/#/--set=}"
-  "$python" scripts/gpu/figures.py results "$work/edm/search/gpu/summary.json" | table
-  figure "$(head -n 1 "$work/logs/search.md")"
+  results "$work/edm/search/gpu/summary.json"
 }
 
 step_kernels() {
@@ -194,7 +200,7 @@ step_study() {
   "$lcsc" train $config --out "$work/study" "${common[@]/#/--set=}" "${sizes[@]/#/--set=}"
   figure "$("$python" scripts/gpu/figures.py training "$work/study")"
   "$lcsc" search "$work/study"
-  "$python" scripts/gpu/figures.py results "$work/study/summary.json" | table
+  results "$work/study/summary.json"
   cp "$work/study/summary.json" "$work/study/train.jsonl" "$work/study/samples/comparison.png" "$work/logs"
 }
 
