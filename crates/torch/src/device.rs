@@ -261,14 +261,49 @@ pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor> {
     Ok(tensor.f_to_device_(device, tensor.kind(), non_blocking, false)?)
 }
 
-/// A copy of a tensor in host memory (pinned where it comes from a GPU), as it is now. From a GPU it is on its way when this
-/// returns, and whole after [`synchronize`] of that device.
+/// Bytes that are fetched from a GPU at once: pinned memory is taken in powers of two and never given back, so that the tensors
+/// themselves would keep far more of it than they are long.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// A copy of a tensor in ordinary host memory, contiguous and whole when this returns: it waits for all that was asked of the
+/// device before. From a GPU it comes in pieces by way of two pinned buffers: while the host moves one out, the next arrives.
 ///
 /// # Errors
 /// There is no room.
 pub fn download(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
+    match tensor.device() {
+        Device::Cpu => Ok(tensor.f_detach()?.f_to_device_(Device::Cpu, kind, false, true)?.f_contiguous()?),
+        Device::Cuda(_) | Device::Mps | Device::Vulkan => download_by(tensor, kind, PIECE_BYTES),
+    }
+}
+
+/// The same from any device in pieces of so many bytes, or of one element.
+fn download_by(tensor: &Tensor, kind: Kind, piece_bytes: usize) -> Result<Tensor> {
+    let (device, flat) = (tensor.device(), tensor.f_detach()?.f_contiguous()?.f_view([-1])?);
+    let whole = Tensor::f_empty(tensor.size(), (kind, Device::Cpu))?;
+    let widest = kind.elt_size_in_bytes().max(tensor.kind().elt_size_in_bytes());
+    let step = (piece_bytes / widest).max(1) as i64;
+    let places = flat.f_split(step, 0)?.into_iter().zip(whole.f_view([-1])?.f_split(step, 0)?);
+    // Of a GPU this gives pinned memory, and returns before it is filled.
     let (non_blocking, copy) = (true, true);
-    Ok(tensor.f_detach()?.f_to_device_(Device::Cpu, kind, non_blocking, copy)?)
+    let fetch = |piece: &Tensor| piece.f_to_device_(Device::Cpu, kind, non_blocking, copy);
+    let mut arriving: Option<(Tensor, Tensor)> = None;
+    for (piece, place) in places {
+        synchronize(device);
+        let next = Some((fetch(&piece)?, place));
+        move_out(std::mem::replace(&mut arriving, next))?;
+    }
+    synchronize(device);
+    move_out(arriving)?;
+    Ok(whole)
+}
+
+/// Moves a piece that has arrived to its place.
+fn move_out(arrived: Option<(Tensor, Tensor)>) -> Result<()> {
+    if let Some((piece, mut place)) = arrived {
+        place.f_copy_(&piece)?;
+    }
+    Ok(())
 }
 
 /// Waits until a device has done all that was asked of it.
@@ -300,6 +335,27 @@ mod tests {
         }
         assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
         assert!("gpu".parse::<DeviceChoice>().unwrap_err().contains("`auto`"));
+    }
+
+    #[test]
+    fn a_copy_in_pieces_is_the_tensor_as_it_was() {
+        // 16 bytes are four values of f32, eight of bf16 that were f32 count as four.
+        for n in [0, 1, 3, 4, 5, 8, 9, 31] {
+            let tensor = Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.37 - 2.0;
+            for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double] {
+                let copy = download_by(&tensor, kind, 16).unwrap();
+                assert_eq!((copy.kind(), copy.size()), (kind, vec![n]));
+                assert!(copy.equal(&tensor.to_kind(kind)), "{n} {kind:?}");
+            }
+        }
+        let steps = Tensor::from(7i64);
+        let copy = download_by(&steps, Kind::Int64, 1).unwrap();
+        assert_eq!((copy.size(), copy.int64_value(&[])), (vec![], 7));
+        let matrix = Tensor::arange(15, (Kind::Float, Device::Cpu)).view([3, 5]).tr().set_requires_grad(true);
+        let copy = download_by(&matrix, Kind::Float, 16).unwrap();
+        assert!(copy.equal(&matrix) && copy.is_contiguous() && !copy.requires_grad());
+        let _ = matrix.detach().fill_(0.0);
+        assert_eq!(copy.double_value(&[4, 2]), 14.0);
     }
 
     #[test]

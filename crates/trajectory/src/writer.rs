@@ -3,20 +3,19 @@
 use crate::state::{state_bytes, state_path};
 use crate::{Checkpoint, JsonLines, METADATA, RunFolder};
 use lcsc_torch::{
-    Context, Device, ParamLayout, Result, Tensor, Weights, bail, catch, download, pack_weights, serialize, synchronize,
-    write_atomic,
+    Context, ParamLayout, Result, Tensor, Weights, bail, catch, download, pack_weights, serialize, write_atomic,
 };
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Jobs that may wait; a further one makes the caller wait, so that memory stays bounded.
+/// Jobs that may wait; a further one makes the caller wait, so that memory stays bounded. Of states there is one at a time.
 const QUEUE: usize = 2;
 
 type Tensors = Vec<(String, Tensor)>;
 
 enum Job {
-    Checkpoint { checkpoint: Checkpoint, tensors: Tensors, metadata: String, from: Device },
-    State { tensors: Tensors, metadata: String, from: Device },
+    Checkpoint { checkpoint: Checkpoint, tensors: Tensors, metadata: String },
+    State { tensors: Tensors, metadata: String, written: SyncSender<()> },
     Flush { done: SyncSender<()> },
 }
 
@@ -27,6 +26,8 @@ enum Job {
 pub struct Writer {
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<Result<()>>>,
+    /// Hangs up when the last state is written, or never will be.
+    state: Option<Receiver<()>>,
     failure: String,
 }
 
@@ -43,10 +44,11 @@ impl Writer {
         let thread = thread
             .spawn(move || catch("writing to the run folder", || work(&folder, manifest, &queue)))
             .at(run.path())?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), failure: String::new() })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), state: None, failure: String::new() })
     }
 
-    /// Queues a checkpoint of the weights as they are now; they may change as soon as this returns. `metadata` is JSON.
+    /// Queues a checkpoint of the weights as they are now; they may change as soon as this returns. `metadata` is JSON. A GPU is
+    /// waited for until it has made all steps queued and sent the copy.
     ///
     /// # Errors
     /// The memory for the copy is missing, or an earlier job failed.
@@ -60,20 +62,25 @@ impl Writer {
         let theta = download(&weights.theta, checkpoint.dtype.kind())?;
         let buffers = weights.buffers.iter().map(|b| download(b, b.kind())).collect::<Result<_>>()?;
         let tensors = pack_weights(layout, &Weights { theta, buffers }, checkpoint.dtype)?;
-        let from = weights.theta.device();
-        self.submit(Job::Checkpoint { checkpoint, tensors, metadata: metadata.into(), from })
+        self.submit(Job::Checkpoint { checkpoint, tensors, metadata: metadata.into() })
     }
 
-    /// Queues the training state, tensors on one device as they are now, which replaces the one before. `metadata` is JSON.
-    /// When the state is durable, so are all checkpoints queued before it.
+    /// Queues the training state, tensors as they are now, which replaces the one before; a GPU is waited for as for a checkpoint.
+    /// `metadata` is JSON. When the state is durable, so are all checkpoints queued before it. A state may be far larger than a
+    /// checkpoint: the one before has to be written before this one is copied.
     ///
     /// # Errors
     /// The memory for the copies is missing, or an earlier job failed.
     pub fn state(&mut self, tensors: Vec<(String, Tensor)>, metadata: String) -> Result<()> {
-        let from = tensors.first().map_or(Device::Cpu, |(_, tensor)| tensor.device());
+        if let Some(before) = self.state.take() {
+            // Nothing is ever sent: this waits for the other end to be dropped.
+            let _ = before.recv();
+        }
         let copy = |(name, tensor): (String, Tensor)| -> Result<_> { Ok((name, download(&tensor, tensor.kind())?)) };
         let tensors = tensors.into_iter().map(copy).collect::<Result<_>>()?;
-        self.submit(Job::State { tensors, metadata, from })
+        let (written, is_written) = sync_channel(0);
+        self.state = Some(is_written);
+        self.submit(Job::State { tensors, metadata, written })
     }
 
     /// Waits until everything queued so far is durable.
@@ -127,17 +134,16 @@ impl Drop for Writer {
 fn work(run: &RunFolder, mut manifest: JsonLines<Checkpoint>, queue: &Receiver<Job>) -> Result<()> {
     for job in queue {
         match job {
-            Job::Checkpoint { mut checkpoint, tensors, metadata, from } => {
-                synchronize(from);
+            Job::Checkpoint { mut checkpoint, tensors, metadata } => {
                 let bytes = serialize(&tensors, (METADATA, &metadata))?;
                 checkpoint.bytes = bytes.len() as u64;
                 checkpoint.blake3 = blake3::hash(&bytes).to_hex().to_string();
                 write_atomic(run.trajectory().join(&checkpoint.file), &bytes)?;
                 manifest.append_durable(&checkpoint)?;
             }
-            Job::State { tensors, metadata, from } => {
-                synchronize(from);
+            Job::State { tensors, metadata, written } => {
                 write_atomic(state_path(run), &state_bytes(tensors, &metadata)?)?;
+                drop(written);
             }
             // The caller waits for this answer, unless it is gone.
             Job::Flush { done } => drop(done.send(())),
@@ -151,7 +157,7 @@ mod tests {
     use super::*;
     use crate::testing::{bits, layout};
     use crate::{Manifest, TrainingState};
-    use lcsc_torch::{Kind, StorageDtype};
+    use lcsc_torch::{Device, Kind, StorageDtype};
 
     fn run() -> (tempfile::TempDir, RunFolder) {
         let temp = tempfile::tempdir().unwrap();
@@ -205,6 +211,22 @@ mod tests {
         writer.flush().unwrap();
         assert_eq!(TrainingState::load(&run).unwrap().unwrap().meta["nimg"], 6);
         assert_eq!(Manifest::read(&run).unwrap().len(), 6);
+    }
+
+    #[test]
+    fn a_state_is_copied_after_the_one_before_is_written() {
+        let (_temp, run) = run();
+        let mut writer = Writer::start(&run).unwrap();
+        let big = Tensor::zeros([8 << 20], (Kind::Float, Device::Cpu));
+        let tensors = || vec![("theta".to_string(), big.shallow_clone())];
+        let saved = || TrainingState::load(&run).unwrap().map(|state| state.meta["n"].as_u64());
+        for n in 0..3u64 {
+            writer.state(tensors(), format!(r#"{{"n": {n}}}"#)).unwrap();
+            // No two of them wait, so that host memory holds one copy.
+            assert!(n == 0 || saved() >= Some(Some(n - 1)), "{n}: {:?}", saved());
+        }
+        writer.finish().unwrap();
+        assert_eq!(saved(), Some(Some(2)));
     }
 
     #[test]
