@@ -4,7 +4,7 @@ use crate::args::{EvalArgs, Metric};
 use crate::card::Card;
 use crate::{Ended, card, extractor, progress, ranks, reference, sample, session, ui};
 use lcsc_data::{DataConfig, Dataset, Split};
-use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig};
+use lcsc_diffusion::{Draw, LatentSet, Model, Room, SamplerConfig};
 use lcsc_metrics::{Evaluation, Extractor, ExtractorConfig, MetricConfig, Metrics, Results, Scorer, Suite};
 use lcsc_search::features_in_turn;
 use lcsc_torch::{Context, Device, Error, Group, Result, Stream, Tensor, Weights, catch, permutation, write_atomic};
@@ -115,7 +115,8 @@ impl Source {
         let all_finite = match self {
             Self::Weights(g) => {
                 let net = g.model.bind(&g.weights)?;
-                let images = |i: usize| sample::chunk(&net, &g.sampler, draws[i], device).map(Some);
+                let room = Room::for_work("sampling");
+                let images = |i: usize| sample::chunk(&net, &g.sampler, draws[i], device, &room).map(Some);
                 features_in_turn(group, extractors, &rows, g.model.chunks_at_once(device), images, with)?
             }
             // Whatever their order: samples often lie class by class.

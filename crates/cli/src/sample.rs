@@ -2,7 +2,7 @@
 
 use crate::args::SampleArgs;
 use crate::{Ended, card, progress, session, ui};
-use lcsc_diffusion::{Denoiser, Draw, LatentSet, SamplerConfig, generate, random_classes};
+use lcsc_diffusion::{Denoiser, Draw, LatentSet, Room, SamplerConfig, generate, random_classes};
 use lcsc_report::ImageBatch;
 use lcsc_torch::{Context, Device, Group, Kind, Result, Stream, Tensor, bail, catch, derive_seed, to_u8};
 use lcsc_train::{image_batch, report_error};
@@ -90,15 +90,19 @@ pub fn chunks(
     let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
     let [c, h, w] = net.model().image.chw();
     let none = Tensor::f_empty([0, c, h, w], (Kind::Uint8, device))?;
-    let sample = |i: usize| chunk(net, sampler, draws[i], device);
+    let room = Room::for_work("sampling");
+    let sample = |i: usize| chunk(net, sampler, draws[i], device, &room);
     let at_once = net.model().chunks_at_once(device);
     group.in_turn(&rows, &none, at_once, sample, |_, images| with(images).map(|()| true))
 }
 
-/// Samples u8 `[n,C,H,W]`.
-pub fn chunk(net: &Denoiser, sampler: &SamplerConfig, draw: Draw, device: Device) -> Result<Tensor> {
-    let Draw { seed, stream, first, n } = draw;
-    let images = generate(net, sampler, seed, stream, first, n, device)?.images;
+/// Samples u8 `[n,C,H,W]`, in pieces where there is no room for all of them at once.
+pub fn chunk(net: &Denoiser, sampler: &SamplerConfig, draw: Draw, device: Device, room: &Room) -> Result<Tensor> {
+    let Draw { first, n, .. } = draw;
+    let pieces = room.in_pieces(draw, device, |Draw { seed, stream, first, n }| {
+        Ok(generate(net, sampler, seed, stream, first, n, device)?.images)
+    });
+    let images = Tensor::f_cat(&pieces?, 0)?;
     if images.isfinite().all().int64_value(&[]) == 0 {
         bail!("samples {first} to {} hold values that are not finite", first + n as u64 - 1);
     }

@@ -18,6 +18,7 @@ use lcsc_unet::ImageShape;
 use miette::IntoDiagnostic;
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a session is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +129,7 @@ impl<'a> Session<'a> {
             return Ok(ended);
         }
         let (primary, others) = self.judges()?;
-        let team = Team { group, model: &model, primary, others: others.each_ref(), device };
+        let team = Team { group, model: &model, primary, others: others.each_ref(), device, rooms: Arc::default() };
         let done = catch("the search", || {
             team.serve(&|signal| {
                 self.signals.hear(signal);

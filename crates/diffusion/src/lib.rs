@@ -33,6 +33,7 @@ mod model;
 mod objective;
 mod precond;
 mod quartiles;
+mod room;
 mod sampler;
 mod schedule;
 mod solver;
@@ -54,6 +55,7 @@ pub use precond::{
     PreconditioningConfig, SIGMA_DATA, Scalings, TimeInput, VePreconditioning, VpPreconditioning,
 };
 pub use quartiles::{QUARTERS, Quartiles};
+pub use room::Room;
 pub use sampler::{Churn, ConsistencyConfig, DpmConfig, GridConfig, OdeConfig, SamplerConfig};
 pub use schedule::{DiscreteSchedule, VpSchedule};
 pub use solver::{Samples, sample};

@@ -44,6 +44,9 @@ pub struct SearchConfig {
     pub host_memory_gib: f64,
     /// Images sampled at once. On a CPU, networks of up to 4 M parameters take up to four such chunks side by side, one a core.
     pub chunk: u64,
+    /// Images sampled and differentiated at once in a step along a gradient, which takes far more memory; as `chunk` unless given.
+    /// Where the device has no room for so many, they are halved until it has.
+    pub gradient_chunk: Option<u64>,
     /// What is added to the distance.
     pub penalty: Penalty,
     /// Constants of `evolution`.
@@ -131,6 +134,7 @@ impl Default for SearchConfig {
             memory_gib: 4.0,
             host_memory_gib: 16.0,
             chunk: 250,
+            gradient_chunk: None,
             penalty: Penalty::default(),
             evolution: EvolutionConfig::default(),
             one_plus_one: OnePlusOneConfig::default(),
@@ -152,6 +156,11 @@ impl SearchConfig {
     /// The methods that search; the grid of EMA profiles is scored in any case.
     pub fn searching(&self) -> Vec<MethodName> {
         self.method.iter().copied().filter(|m| *m != MethodName::EmaGrid).collect()
+    }
+
+    /// Images sampled and differentiated at once, where there is room.
+    pub fn gradient_chunk(&self) -> u64 {
+        self.gradient_chunk.unwrap_or(self.chunk)
     }
 
     /// Everything about it that cannot work.
@@ -176,6 +185,7 @@ impl SearchConfig {
         check(self.memory_gib >= 0.0, "memory_gib", "zero or a positive number");
         check(self.host_memory_gib >= 0.0, "host_memory_gib", "zero or a positive number");
         check(self.chunk >= 1, "chunk", "at least 1");
+        check(self.gradient_chunk != Some(0), "gradient_chunk", "at least 1");
         check(self.penalty.square >= 0.0, "penalty.square", "zero or a positive number");
         check(self.penalty.distance >= 0.0, "penalty.distance", "zero or a positive number");
         check(self.during.every_nimg >= 1, "during.every_nimg", "at least 1 image");
@@ -287,6 +297,7 @@ mod tests {
             groups: Some(Groups::Patterns(vec![])),
             images: 1,
             chunk: 0,
+            gradient_chunk: Some(0),
             evolution: EvolutionConfig { sigma: 0.0, inherit: 1.5, ..EvolutionConfig::default() },
             gradient: GradientConfig { lr: 0.0, ..GradientConfig::default() },
             ..SearchConfig::default()
@@ -296,6 +307,7 @@ mod tests {
             "method",
             "images",
             "chunk",
+            "gradient_chunk",
             "groups.patterns",
             "budget.evaluations",
             "evolution.sigma",

@@ -41,6 +41,7 @@ pub struct Setting<'a> {
 /// Merges, samples and measures.
 pub struct SampledFitness<'a> {
     setting: Setting<'a>,
+    team: Team<'a>,
     /// Models merged ahead.
     merged: Vec<(Model, Tensor)>,
     tuning: Option<Tuning>,
@@ -80,7 +81,9 @@ impl Models<'_> {
 impl<'a> SampledFitness<'a> {
     /// Scores models in this setting. The state of fine-tuning is kept in the file `tuning`.
     pub fn new(setting: Setting<'a>, tuning: PathBuf) -> Self {
-        Self { setting, merged: Vec::new(), tuning: None, tuning_path: tuning }
+        let Setting { group, model, suite, device, .. } = setting;
+        let team = Team::of(suite, group, model, device);
+        Self { setting, team, merged: Vec::new(), tuning: None, tuning_path: tuning }
     }
 
     /// The weights of a model, also of the fine-tuned one.
@@ -101,17 +104,16 @@ impl<'a> SampledFitness<'a> {
     fn step_latents(&self, step: u64, images: u64) -> LatentSet {
         let n = step_images(images, self.setting.sampler.nfe());
         let seed = derive_seed(self.setting.seed, Stream::StepLatents, step);
-        LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.setting.config.chunk }
+        LatentSet { seed, stream: Stream::StepLatents, n, chunk: self.setting.config.gradient_chunk() }
     }
 
     /// Who samples.
     pub fn team(&self) -> Team<'a> {
-        let Setting { group, model, suite, device, .. } = self.setting;
-        Team::of(suite, group, model, device)
+        self.team.clone()
     }
 
     fn value_and_gradient(&self, weights: &Weights, latents: LatentSet) -> Result<(f64, Tensor)> {
-        self.team().gradient(weights, self.setting.sampler, latents)
+        self.team.gradient(weights, self.setting.sampler, latents)
     }
 
     fn report(&self, weights: &Weights, latents: LatentSet) -> Result<Scores> {
@@ -122,7 +124,7 @@ impl<'a> SampledFitness<'a> {
             features.iter_mut().zip(found).for_each(|(all, found)| all.push(found.shallow_clone()));
             Ok(())
         };
-        if !self.team().features(weights, self.setting.sampler, latents, true, add)? {
+        if !self.team.features(weights, self.setting.sampler, latents, true, add)? {
             let infinite = f64::INFINITY;
             let report = ReportScores { fd_independent: infinite, fd_pixel: infinite, ..ReportScores::default() };
             return Ok(Scores { fd: infinite, report: Some(report) });
@@ -171,7 +173,7 @@ impl Fitness for SampledFitness<'_> {
         let weights = models.iter().map(|model| self.weights(model));
         let set = |seed, stream, n| LatentSet { seed, stream, n, chunk: config.chunk };
         let distances = |stream, n| {
-            let distances = self.team().distances(weights.clone(), sampler, set(seed, stream, n))?;
+            let distances = self.team.distances(weights.clone(), sampler, set(seed, stream, n))?;
             Ok(distances.into_iter().map(Scores::of).collect())
         };
         match latents {

@@ -61,5 +61,5 @@ pub use outcome::{Label, Outcome, Row};
 pub use phase::Phase;
 pub use score::{Fitness, Latents, ReportScores, Scores};
 pub use session::Progress;
-pub use team::{Team, features_in_turn};
+pub use team::{Rooms, Team, features_in_turn};
 pub use worker::Worker;

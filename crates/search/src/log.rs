@@ -218,9 +218,10 @@ impl Log {
 
 /// What only says how or when scores are computed may change when a search is resumed.
 fn refuse_another_search(path: &Path, logged: &Header, header: &Header) -> Result<()> {
-    let SearchConfig { when, memory_gib, host_memory_gib, chunk, ref during, .. } = logged.config;
+    let SearchConfig { when, memory_gib, host_memory_gib, chunk, gradient_chunk, ref during, .. } = logged.config;
     let during = during.clone();
-    let config = SearchConfig { when, memory_gib, host_memory_gib, chunk, during, ..header.config.clone() };
+    let config =
+        SearchConfig { when, memory_gib, host_memory_gib, chunk, gradient_chunk, during, ..header.config.clone() };
     let here = Header { config, ..header.clone() };
     let json = |h: &Header| serde_json::to_value(h).map_err(|e| Error::file(path, e.to_string()));
     let mut differences = Vec::new();
@@ -343,6 +344,7 @@ mod tests {
         assert!(open(&|h| h.config.method = vec![MethodName::CmaEs]).unwrap().contains(r#"was ["gradient"] and is"#));
         assert!(open(&|h| h.config.budget.evaluations = None).unwrap().contains("`config.budget.evaluations` was 150"));
         assert_eq!(open(&|h| (h.config.chunk, h.config.memory_gib) = (100, 1.0)), None);
+        assert_eq!(open(&|h| h.config.gradient_chunk = Some(20)), None);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Images made and judged by all ranks together. Rank 0 searches; the others know nothing of the search, and answer what it asks.
 
-use lcsc_diffusion::{Draw, LatentSet, Model, SamplerConfig, generate, generate_backward};
+use lcsc_diffusion::{Draw, LatentSet, Model, Room, SamplerConfig, generate, generate_backward};
 use lcsc_metrics::{Evaluation, Extractor, Metrics, Scorer, Suite};
 use lcsc_torch::tch::{no_grad, with_grad};
 use lcsc_torch::{Device, Error, Group, Kind, Result, Tensor, Weights, to_u8};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The slope of what replaces the clamp of pixels to [−1,1] outside of it, so that a gradient leads back.
 const LEAK: f64 = 0.01;
@@ -24,6 +25,21 @@ pub struct Team<'a> {
     pub others: [&'a Extractor; 2],
     /// Where to sample.
     pub device: Device,
+    /// How many images this rank takes at once. Ranks exchange whole chunks, so that each may have room for other numbers.
+    pub rooms: Arc<Rooms>,
+}
+
+/// What was found of the device's memory.
+#[derive(Debug)]
+pub struct Rooms {
+    without_gradient: Room,
+    with_gradient: Room,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { without_gradient: Room::for_work("sampling"), with_gradient: Room::for_work("a step by gradient") }
+    }
 }
 
 /// What rank 0 asks of the others.
@@ -45,7 +61,7 @@ impl<'a> Team<'a> {
     /// Who judges by a suite.
     pub fn of(suite: &'a Suite, group: &'a Group, model: &'a Model, device: Device) -> Self {
         let others = [&suite.independent.extractor, &suite.pixels.extractor];
-        Self { group, model, primary: &suite.primary, others, device }
+        Self { group, model, primary: &suite.primary, others, device, rooms: Arc::default() }
     }
 
     /// Of ranks other than 0: answers what rank 0 asks until it [ends](Self::end), and gives what it ended with. `signal` is told
@@ -204,12 +220,14 @@ impl<'a> Team<'a> {
         by_all: bool,
         with: impl FnMut(&[Tensor]) -> Result<()>,
     ) -> Result<bool> {
-        let (net, device) = (self.model.bind(weights)?, self.device);
+        let (net, device, room) = (self.model.bind(weights)?, self.device, &self.rooms.without_gradient);
         let draws = latents.among(self.group.size()).draws();
         let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
         let images = |task: usize| {
-            let Draw { seed, stream, first, n } = draws[task];
-            let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
+            let made = room.in_pieces(draws[task], device, |Draw { seed, stream, first, n }| {
+                Ok(generate(&net, sampler, seed, stream, first, n, device)?.images)
+            });
+            let images = Tensor::f_cat(&made?, 0)?;
             Ok((images.isfinite().all().int64_value(&[]) != 0).then(|| to_u8(&images)))
         };
         let at_once = self.model.chunks_at_once(device);
@@ -221,7 +239,7 @@ impl<'a> Team<'a> {
     ///
     /// Two passes, so that memory depends on the chunk alone: the first has no graph and gives all features, hence μ, Σ
     /// and the closed form of ∂F/∂features; the second repeats each chunk with a graph and feeds ∂F/∂features back. Images
-    /// that fit one chunk of one rank need one pass.
+    /// that fit one chunk of one rank need one pass. A chunk that a rank has no room for is made in pieces there.
     pub(crate) fn gradient(
         &self,
         weights: &Weights,
@@ -234,22 +252,17 @@ impl<'a> Team<'a> {
     }
 
     fn own_gradient(&self, weights: &Weights, sampler: &SamplerConfig, latents: LatentSet) -> Result<(f64, Tensor)> {
-        let reference = &self.primary.reference;
         let draws = latents.among(self.group.size()).draws();
         if let ([draw], 1) = (&draws[..], self.group.size()) {
-            let mut fd = f64::INFINITY;
-            let gradient = self.backward(weights, sampler, *draw, |features| {
-                let gradient = reference.gradient(features)?;
-                fd = gradient.distance;
-                Ok(gradient.features)
-            })?;
-            let gradient = if fd.is_finite() { gradient } else { gradient.f_zeros_like()? };
-            return Ok((fd, gradient));
+            let one_pass = || self.in_one_pass(weights, sampler, *draw);
+            if let Some(found) = self.rooms.with_gradient.at_once(draw.n, self.device, one_pass)? {
+                return Ok(found);
+            }
         }
         let features = self.smooth_features(weights, sampler, &draws)?;
         let (fd, f_bar) = match self.group.leads() {
             true => {
-                let gradient = reference.gradient(&features)?;
+                let gradient = self.primary.reference.gradient(&features)?;
                 (gradient.distance, gradient.features.f_to_device_(self.device, Kind::Float, false, false)?)
             }
             false => (0.0, features.f_zeros_like()?),
@@ -262,24 +275,40 @@ impl<'a> Team<'a> {
             return Ok((fd, theta_bar));
         }
         self.group.broadcast(&f_bar)?;
-        for (i, &draw) in draws.iter().enumerate().filter(|(i, _)| i % self.group.size() == self.group.rank()) {
-            let part = f_bar.f_narrow(0, i as i64 * draws[0].n as i64, draw.n as i64)?;
-            let _ = theta_bar.f_add_(&self.backward(weights, sampler, draw, |_| Ok(part))?)?;
+        for draw in draws.into_iter().skip(self.group.rank()).step_by(self.group.size()) {
+            self.rooms.with_gradient.in_pieces(draw, self.device, |piece| {
+                let part = f_bar.f_narrow(0, piece.first as i64, piece.n as i64)?;
+                let part_bar = self.backward(weights, sampler, piece, |_| Ok(part))?;
+                theta_bar.f_add_(&part_bar).map(drop).map_err(Error::from)
+            })?;
         }
         self.group.sum(&theta_bar)?;
         Ok((fd, theta_bar))
     }
 
+    fn in_one_pass(&self, weights: &Weights, sampler: &SamplerConfig, draw: Draw) -> Result<(f64, Tensor)> {
+        let mut fd = f64::INFINITY;
+        let gradient = self.backward(weights, sampler, draw, |features| {
+            let gradient = self.primary.reference.gradient(features)?;
+            fd = gradient.distance;
+            Ok(gradient.features)
+        })?;
+        let gradient = if fd.is_finite() { gradient } else { gradient.f_zeros_like()? };
+        Ok((fd, gradient))
+    }
+
     /// Features f32 [N,D] of all draws, of pixels that are not rounded.
     fn smooth_features(&self, weights: &Weights, sampler: &SamplerConfig, draws: &[Draw]) -> Result<Tensor> {
-        let (net, device) = (self.model.bind(weights)?, self.device);
+        let (net, device, room) = (self.model.bind(weights)?, self.device, &self.rooms.without_gradient);
         let rows: Vec<usize> = draws.iter().map(|draw| draw.n).collect();
         let extractor = &self.primary.extractor;
         let mut all = Vec::new();
         let chunk = |task: usize| {
-            let Draw { seed, stream, first, n } = draws[task];
-            let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
-            no_grad(|| extractor.forward(&leaky_clamp(&images)))
+            let made = room.in_pieces(draws[task], device, |Draw { seed, stream, first, n }| {
+                let images = generate(&net, sampler, seed, stream, first, n, device)?.images;
+                no_grad(|| extractor.forward(&leaky_clamp(&images)))
+            });
+            Ok(Tensor::f_cat(&made?, 0)?)
         };
         let at_once = self.model.chunks_at_once(device);
         self.group.in_turn(&rows, &no_features(&[extractor])?, at_once, chunk, |_, features| {

@@ -55,6 +55,11 @@ char *lcsc_used_memory(int index, uint64_t *used) {
   });
 }
 
+// Memory of freed tensors goes from libtorch back to the GPUs.
+char *lcsc_empty_cache() {
+  return guarded([] { c10::getDeviceAllocator(at::kCUDA)->emptyCache(); });
+}
+
 char *lcsc_fused_adam(at::Tensor *theta, at::Tensor *grad, at::Tensor *exp_avg, at::Tensor *exp_avg_sq, at::Tensor *steps,
                       double lr, double beta1, double beta2, double eps, at::Tensor *divisor, at::Tensor *left_out) {
   return guarded([&] {

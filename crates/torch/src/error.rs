@@ -46,11 +46,25 @@ impl Error {
         Error::File { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
+    /// Whether libtorch found no room for a tensor, on a GPU or in host memory: less at once may go well.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Torch { message, .. } if OUT_OF_MEMORY.iter().any(|sign| message.contains(sign)))
+    }
+
     /// An error in a sentence.
     pub fn msg(message: impl Into<String>) -> Self {
         Error::Message(message.into())
     }
 }
+
+/// What stands in messages of the allocators of CUDA and of the CPU, of cuBLAS and of cuDNN.
+const OUT_OF_MEMORY: [&str; 5] = [
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+];
 
 /// The first line of a libtorch message: the rest is a C++ stack.
 pub(crate) fn first_line(message: &str) -> String {
@@ -106,4 +120,25 @@ impl Invalid {
 #[macro_export]
 macro_rules! bail {
     ($($arg:tt)*) => { return Err($crate::Error::Message(format!($($arg)*))) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catch;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_tensor_without_room_is_told_from_other_mistakes() {
+        // More than any machine has.
+        let too_long = [1i64 << 50];
+        let cpu = (Kind::Float, Device::Cpu);
+        let returned: Error = Tensor::f_zeros(too_long, cpu).unwrap_err().into();
+        let panicked = catch("sampling", || Ok(Tensor::zeros(too_long, cpu))).unwrap_err();
+        assert!(returned.is_out_of_memory() && panicked.is_out_of_memory(), "{returned} {panicked}");
+        let cuda = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB";
+        assert!(Error::Torch { during: "sampling".into(), message: cuda.into() }.is_out_of_memory());
+        let other: Error = Tensor::f_ones([2], cpu).unwrap().f_view([3]).unwrap_err().into();
+        assert!(!other.is_out_of_memory() && !Error::msg("out of memory").is_out_of_memory());
+    }
 }

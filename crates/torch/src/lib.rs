@@ -52,7 +52,7 @@ pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, stan
 pub use optim::{AdamConfig, Optimizer, OptimizerConfig, Verdict};
 pub use pixels::{to_float, to_u8};
 pub use plan::Plan;
-pub use shim::{allow_tf32, choose_kernels, exact_products};
+pub use shim::{allow_tf32, choose_kernels, exact_products, release_memory};
 pub use tch;
 pub use tch::{Device, Kind, Tensor};
 pub use threads::{cpu_threads, default_threads, set_cpu_threads};

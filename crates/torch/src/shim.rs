@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, first_line};
 use crate::optim::Verdict;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// A pointer to an `at::Tensor`, which is itself a handle: values change through a `const` one.
 type Handle = *const c_void;
@@ -15,6 +15,7 @@ unsafe extern "C" {
     fn lcsc_choose_kernels(deterministic: bool) -> *mut c_char;
     fn lcsc_use_device(index: c_int) -> *mut c_char;
     fn lcsc_used_memory(index: c_int, used: *mut u64) -> *mut c_char;
+    fn lcsc_empty_cache() -> *mut c_char;
     fn lcsc_fused_adam(
         theta: Handle,
         grad: Handle,
@@ -85,6 +86,19 @@ pub fn choose_kernels(deterministic: bool) -> Result<()> {
     checked("choosing kernels", unsafe { lcsc_choose_kernels(deterministic) })
 }
 
+/// Gives back memory of freed tensors that libtorch keeps for later ones: in pieces of the wrong size it is of no use. On the CPU
+/// there is nothing to do.
+///
+/// # Errors
+/// libtorch failed.
+pub fn release_memory(device: Device) -> Result<()> {
+    match device {
+        // SAFETY: takes nothing, and gives what `checked` expects.
+        Device::Cuda(_) => checked("giving back memory", unsafe { lcsc_empty_cache() }),
+        Device::Cpu | Device::Mps | Device::Vulkan => Ok(()),
+    }
+}
+
 /// `at::_fused_adam_`: Adam's step number `steps` f32 [1] in one pass over vectors f32, contiguous and of one shape.
 pub(crate) fn fused_adam(
     theta: &Tensor,
@@ -146,6 +160,15 @@ mod tests {
         fn lcsc_tf32_bits(bits: *mut c_int) -> *mut c_char;
         fn lcsc_products_are_exact() -> bool;
         fn lcsc_kernel_bits() -> c_int;
+    }
+
+    #[test]
+    fn memory_of_the_cpu_needs_no_release_and_that_of_a_missing_gpu_is_an_error() {
+        release_memory(Device::Cpu).unwrap();
+        if !tch::Cuda::is_available() {
+            let text = release_memory(Device::Cuda(0)).unwrap_err().to_string();
+            assert!(text.contains("giving back memory") && text.contains("cuda"), "{text}");
+        }
     }
 
     #[test]

@@ -76,6 +76,45 @@ fn chunks_change_neither_value_nor_gradient() {
     }
 }
 
+/// 96 images in chunks of 40, none of which fits: one of 30 would.
+#[test]
+fn pieces_that_fit_give_the_gradient_of_the_whole() {
+    let scene = scene();
+    let (set, sampler) = (latent_set(96, 40), &samplers()[1]);
+    let (fd, expected) = objective(&scene, sampler).value_and_gradient(&scene.weights, set).unwrap();
+    let Scene { group, model, suite, weights } = &scene;
+    for (without, with) in [(96, 30), (30, 96), (30, 7), (1, 1)] {
+        let team = Team::of(suite, group, model, Device::Cpu);
+        run_out(&team.rooms.without_gradient, without);
+        run_out(&team.rooms.with_gradient, with);
+        let (again, found) = team.gradient(weights, sampler, set).unwrap();
+        assert!((fd / again - 1.0).abs() < 1e-5, "{without}, {with}: {fd} {again}");
+        let error = relative(&found, &expected);
+        assert!(error < 1e-5, "{without}, {with}: {error}");
+    }
+}
+
+/// As on a device that has room for so many images.
+fn run_out(room: &Room, most: usize) {
+    let draw = Draw { seed: 0, stream: Stream::StepLatents, first: 0, n: 96 };
+    let fails = |n| if n > most { 1 << 50 } else { 1 };
+    let piece = |draw: Draw| Ok(Tensor::zeros([fails(draw.n)], (Kind::Float, Device::Cpu)));
+    drop(room.in_pieces(draw, Device::Cpu, piece).unwrap());
+}
+
+#[test]
+fn a_step_that_does_not_fit_one_pass_takes_two() {
+    let scene = scene();
+    let sampler = &samplers()[0];
+    let (fd, expected) = objective(&scene, sampler).value_and_gradient(&scene.weights, latent_set(96, 96)).unwrap();
+    let Scene { group, model, suite, weights } = &scene;
+    let team = Team::of(suite, group, model, Device::Cpu);
+    run_out(&team.rooms.with_gradient, 24);
+    let (again, found) = team.gradient(weights, sampler, latent_set(96, 96)).unwrap();
+    assert!((fd / again - 1.0).abs() < 1e-5, "{fd} {again}");
+    assert!(relative(&found, &expected) < 1e-5, "{}", relative(&found, &expected));
+}
+
 #[test]
 fn the_gradient_is_that_of_one_graph_over_everything() {
     let scene = scene();
