@@ -329,13 +329,20 @@ fn config_and_doctor_tell_what_there_is() {
         "gradient",
         "moments",
         "2 EMA tracks",
+        "of activations a round",
         "10 in the search window",
     ] {
         assert!(explained.contains(word), "{word}\n{explained}");
     }
-    for word in
-        ["disk", "gradient over W = 10 ×", "held on the device", "6 groups", "100 images an evaluation at 5 NFE"]
-    {
+    for word in [
+        "disk",
+        "gradient over W = 10 ×",
+        "held on the device",
+        "6 groups",
+        "100 images an evaluation at 5 NFE",
+        "images sampled at once",
+        "in a step by gradient",
+    ] {
         assert!(explained.contains(word), "{word}\n{explained}");
     }
 

@@ -3,11 +3,12 @@
 use crate::check::saved;
 use crate::config::{Config, Loaded};
 use crate::train::{checkpoint_bytes, run_bytes, state_bytes};
+use lcsc_metrics::Inception;
 use lcsc_search::{Budget, MethodName, SearchConfig, When, step_images};
 use lcsc_torch::StorageDtype;
 use lcsc_train::StageConfig;
 use lcsc_trajectory::Placement;
-use lcsc_unet::ImageShape;
+use lcsc_unet::{Activations, ImageShape};
 use miette::IntoDiagnostic;
 use std::fmt::Write;
 
@@ -19,7 +20,10 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
     let (n, c, r) = (data.images, data.channels, data.resolution);
     writeln!(o, "data       {}: {n} images, {c}×{r}×{r}, {} classes", data.name, data.classes).into_diagnostic()?;
     for stage in &config.stage {
-        let p = config.model(stage, image).layout.numel() as u64;
+        let model = config.model(stage, image);
+        let p = model.layout.numel() as u64;
+        let activations =
+            Activations::of(&model.layout, image).with_gradient * model.precision.kind().elt_size_in_bytes() as i64;
         let vector = 4 * p;
         let (steps, tracks) = (stage.steps(), stage.ema.len() as u64);
         let target = stage.objective.target_ema(0, steps).map(|_| "target network");
@@ -29,7 +33,7 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
         writeln!(
             o,
             "stage      {}: {p} parameters, {} images in {steps} steps of {} (rounds of {}), objective {}\n           \
-             memory: weights {}, gradient {}, moments {}, {tracks} EMA tracks {}{others} (activations come on top)\n           \
+             memory: weights {}, gradient {}, moments {}, {tracks} EMA tracks {}{others}, and about {} of activations a round\n           \
              trajectory: {kept} checkpoints, {} in the search window",
             stage.name,
             stage.images(),
@@ -40,6 +44,7 @@ pub fn text(Loaded { config, data }: &Loaded) -> miette::Result<String> {
             size(vector),
             size(2 * vector),
             size(tracks * vector),
+            size(activations as u64 * stage.round()),
             saved(stage, &config.search).all,
         )
         .into_diagnostic()?;
@@ -85,6 +90,7 @@ fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Re
     writeln!(o, "           {} groups of parameters: {}", groups.len(), groups.names().join(", ")).into_diagnostic()?;
     writeln!(o, "           {} images an evaluation at {nfe} NFE; budget {}", search.images, budget(search, nfe))
         .into_diagnostic()?;
+    writeln!(o, "           {}", activations(config, stage, image)).into_diagnostic()?;
     writeln!(
         o,
         "           selection {} images × up to {} finalists; report {} images × {} seeds × {} models",
@@ -100,6 +106,32 @@ fn search(config: &Config, stage: &StageConfig, image: ImageShape) -> miette::Re
         writeln!(o, "           and {times} small searches while training").into_diagnostic()?;
     }
     Ok(out)
+}
+
+/// What images take on the device while they are sampled, and in a step along a gradient.
+fn activations(config: &Config, stage: &StageConfig, image: ImageShape) -> String {
+    let (search, nfe) = (&config.search, config.sampler.nfe());
+    let model = config.model(stage, image);
+    let Activations { with_gradient, without_gradient } = Activations::of(&model.layout, image);
+    let bytes = |values: i64| values as u64 * model.precision.kind().elt_size_in_bytes() as u64;
+    let mut text = format!(
+        "about {} of activations for {} images sampled at once",
+        size(search.chunk * bytes(without_gradient)),
+        search.chunk
+    );
+    let step = |method: &MethodName| match method {
+        MethodName::Gradient => Some(search.gradient.images),
+        MethodName::Finetune => Some(search.finetune.images),
+        MethodName::EmaGrid | MethodName::Evolution | MethodName::OnePlusOne | MethodName::CmaEs => None,
+    };
+    if let Some(images) = search.method.iter().filter_map(step).max() {
+        let extractor = &config.metric.extractor;
+        let judged = extractor.inception.as_ref().map_or(0, |_| Inception::activation_bytes(extractor.precision));
+        let n = step_images(images, nfe).min(search.gradient_chunk());
+        let each = bytes(with_gradient) + judged;
+        text += &format!(", {} for {n} in a step by gradient", size(n * each));
+    }
+    text
 }
 
 /// The limits of a search, and what they mean in network evaluations.

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod activations;
 mod adm;
 mod blocks;
 mod config;
@@ -29,6 +30,7 @@ mod openai;
 mod resample;
 mod song;
 
+pub use activations::Activations;
 pub use adm::{DhariwalUNet, DhariwalUNetConfig};
 pub use config::{Decoder, DecoderAttention, Embedding, Encoder, Heads, ImageShape, Resolution, SongUNetConfig};
 pub use groups::level_groups;
