@@ -128,7 +128,10 @@ mod tests {
     fn every_network_keeps_more_for_its_gradient() {
         for preset in NetworkConfig::presets() {
             let found = activations(preset, 64);
-            assert!(found.without_gradient > 0 && found.with_gradient > 3 * found.without_gradient, "{preset}: {found:?}");
+            assert!(
+                found.without_gradient > 0 && found.with_gradient > 3 * found.without_gradient,
+                "{preset}: {found:?}"
+            );
         }
     }
 }
