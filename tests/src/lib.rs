@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the `lcsc` binary, its runs, and the files that they leave.
 
 pub mod docs;
+pub mod standin;
 
 use indicatif::ProgressBar;
 use lcsc_data::{DataConfig, Dataset};

@@ -11,7 +11,7 @@ use std::process::Stdio;
 fn tried(precision: Precision, trains: bool) -> Vec<[f64; 3]> {
     let network = NetworkConfig::Song(SongUNetConfig { model_channels: 8, ..SongUNetConfig::tiny() });
     let image = ImageShape { channels: 1, resolution: 8, label_dim: 3 };
-    let plan = |channels_last| json!({ "channels_last": channels_last, "fused_norm": false });
+    let plan = |channels_last| json!({ "channels_last": channels_last });
     let trial = json!({
         "network": network, "preconditioning": { "edm": {} }, "image": image, "precision": precision, "images": 4,
         "trains": trains, "plans": [plan(false), plan(true)],

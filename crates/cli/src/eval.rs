@@ -65,7 +65,8 @@ impl Source {
             miette::bail!("--images needs --reference: what to measure them against");
         }
         let config = DataConfig { source: args.images.clone().unwrap_or_default(), ..DataConfig::default() };
-        let data = ranks::all_ok(group, session::dataset(&config, device))?;
+        // Each image is looked at once: they stay in host memory.
+        let data = ranks::all_ok(group, session::dataset(&config, Device::Cpu))?;
         group.same("images", &data.hash).into_diagnostic()?;
         Ok(Self::Images(data))
     }
@@ -124,8 +125,8 @@ impl Source {
                 let order = permutation(data.images.size()[0] as usize, args.seed, Stream::Order, 0);
                 let images = |i: usize| {
                     let Draw { first, n, .. } = draws[i];
-                    let chunk = Tensor::f_from_slice(&order[first as usize..][..n])?.f_to(device)?;
-                    Ok(Some(data.images.f_index_select(0, &chunk)?))
+                    let chunk = Tensor::f_from_slice(&order[first as usize..][..n])?;
+                    Ok(Some(data.images.f_index_select(0, &chunk)?.f_to(device)?))
                 };
                 features_in_turn(group, extractors, &rows, 1, images, with)?
             }

@@ -1,0 +1,91 @@
+//! Runs of `lcsc` on the CUDA device that is none (`tests/standin`).
+
+use crate::{Ended, command, target};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::SystemTime;
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/standin");
+const LIBTORCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.libtorch");
+
+/// Whether the stand-in can be used; libtorch's own CUDA half would be opened in its place.
+pub fn is_usable() -> bool {
+    let own = Path::new(LIBTORCH).join("cuda").exists();
+    if own {
+        println!("skipped: .libtorch holds libtorch's own CUDA half");
+    }
+    !own
+}
+
+/// A run of `lcsc` in a folder on a machine that seems to have two GPUs.
+pub fn with_gpus(folder: &Path, args: &[&str]) -> Command {
+    let mut command = command(folder, args);
+    command.env("LD_LIBRARY_PATH", library()).env("LCSC_STANDIN_OPERATORS", format!("{SOURCES}/operators.txt"));
+    command
+}
+
+/// The same to its end, which has to be a good one; with what the stand-in counted.
+pub fn succeed_with_gpus(folder: &Path, args: &[&str]) -> (Ended, Counted) {
+    let ended: Ended = with_gpus(folder, args).output().unwrap().into();
+    assert_eq!(ended.status, Some(0), "lcsc {}\n{}", args.join(" "), ended.stderr);
+    let counted = Counted::of(&ended.stderr);
+    (ended, counted)
+}
+
+/// What the stand-in tells at the end of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// How often the host waited for a device.
+    pub waits: u64,
+    /// Operations of each device.
+    pub work: [u64; 2],
+}
+
+impl Counted {
+    fn of(stderr: &str) -> Self {
+        let line = stderr.lines().find_map(|line| line.strip_prefix("[standin] ")).expect("the stand-in was opened");
+        let numbers: Vec<u64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+        let [waits, first, second] = numbers[..] else { panic!("{line}") };
+        Self { waits, work: [first, second] }
+    }
+}
+
+/// The folder of the library, which is built where it is older than its sources.
+fn library() -> &'static Path {
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = target().join("standin");
+        std::fs::create_dir_all(&folder).unwrap();
+        let lock = File::create(folder.join(".lock")).unwrap();
+        fs4::FileExt::lock(&lock).unwrap();
+        let library = folder.join("libtorch_cuda.so");
+        if written(&library) < sources().iter().map(|path| written(path)).max().unwrap() {
+            build(&library);
+        }
+        folder
+    });
+    &FOLDER
+}
+
+fn sources() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(SOURCES).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|e| e == "cpp" || e == "h")).collect()
+}
+
+fn written(path: &Path) -> SystemTime {
+    path.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn build(library: &Path) {
+    let new = library.with_extension("new");
+    let mut compiler = Command::new("c++");
+    compiler.args(["-std=c++17", "-O1", "-fPIC", "-shared", "-w"]);
+    for include in ["include", "include/torch/csrc/api/include"] {
+        compiler.arg("-I").arg(Path::new(LIBTORCH).join(include));
+    }
+    compiler.args(sources().iter().filter(|path| path.extension().is_some_and(|e| e == "cpp")));
+    compiler.arg("-L").arg(Path::new(LIBTORCH).join("lib")).args(["-ltorch_cpu", "-lc10", "-o"]).arg(&new);
+    assert!(compiler.status().unwrap().success(), "{compiler:?}");
+    std::fs::rename(new, library).unwrap();
+}
