@@ -24,6 +24,16 @@ fn small<'a>(command: &'a str, out: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
+fn libtorch_is_looked_for_beside_its_cuda_half_first() {
+    let said: Ended = std::process::Command::new("readelf").arg("-d").arg(lcsc()).output().unwrap().into();
+    let line = said.stdout.lines().find(|line| line.contains("RUNPATH") || line.contains("RPATH")).unwrap();
+    let places: Vec<&str> = line.split(['[', ']', ':']).filter(|part| part.starts_with("$ORIGIN")).collect();
+    let place = |up: &str, folder: &str| format!("$ORIGIN/{up}/.libtorch/{folder}");
+    let expected = [("../..", "cuda"), ("../../..", "cuda"), ("../..", "lib"), ("../../..", "lib")];
+    assert_eq!(places, expected.map(|(up, folder)| place(up, folder)));
+}
+
+#[test]
 fn a_finished_run_and_every_command_on_it() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path();
