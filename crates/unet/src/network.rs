@@ -168,13 +168,7 @@ mod tests {
             heads: Heads::Count(2),
             ..DhariwalUNetConfig::default()
         };
-        [SongUNetConfig::tiny(), ncsnpp]
-            .map(NetworkConfig::Song)
-            .into_iter()
-            .chain([NetworkConfig::Adm(adm)])
-            .collect::<Vec<_>>()
-            .try_into()
-            .unwrap()
+        [NetworkConfig::Song(SongUNetConfig::tiny()), NetworkConfig::Song(ncsnpp), NetworkConfig::Adm(adm)]
     }
 
     #[test]
