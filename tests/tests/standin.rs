@@ -93,7 +93,10 @@ fn a_run_is_searched_by_every_method_sampled_and_measured() {
         assert!(counted.work[0] == 0 && counted.work[1] > 0, "{}: {counted:?}", args.join(" "));
         ended
     };
-    only_second(&["run", "config.toml", "--set", "device=cuda:1", "--out", "run"]);
+    let ended = only_second(&["run", "config.toml", "--set", "device=cuda:1", "--set", "plan=auto", "--out", "run"]);
+    let plan = ended.stderr.lines().find(|line| line.contains("plan: ")).unwrap();
+    assert!(plan.contains("plain") && plan.contains("channels-last") && !plan.contains("wrong"), "{plan}");
+    assert_eq!(plan.matches(" ms").count(), 2, "{plan}");
     let methods = ["evolution", "one-plus-one", "cma-es", "gradient", "finetune"];
     for (method, memory, place) in [
         (&methods[..], ["4", "4"], "held on the device"),

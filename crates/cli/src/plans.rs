@@ -138,13 +138,16 @@ fn decided(trial: &Trial, device: Device) -> Plan {
         tracing::info!("plan: {} (as found before)", verdict.text);
         return verdict.plan;
     }
-    tracing::info!("trying plans on {device:?}; what is found is remembered");
-    let verdict = match program(device).and_then(|program| try_all(trial, program)) {
-        Ok(found) => Verdict::of(trial, &found),
+    tracing::info!("trying plans on {device:?}");
+    let found = program(device).and_then(|program| try_all(trial, program));
+    let verdict = match &found {
+        Ok(found) => Verdict::of(trial, found),
         Err(e) => Verdict { plan: Plan::PLAIN, text: format!("plain; the trial failed: {e}") },
     };
     tracing::info!("plan: {}", verdict.text);
-    if let Some(Err(e)) = key.map(|key| keep(&key, &verdict)) {
+    // Where there was nothing to compare with, such as for want of memory, the next run tries again.
+    let is_compared = found.is_ok_and(|found| matches!(found[..], [Found::Took { .. }, ..]));
+    if let Some(Err(e)) = key.filter(|_| is_compared).map(|key| keep(&key, &verdict)) {
         tracing::warn!("the plan is not remembered: {e}");
     }
     verdict.plan
