@@ -345,13 +345,16 @@ fn tracks_window_thinning_and_patterns_choose_what_is_combined() {
         tracks.iter().flat_map(of).collect::<Vec<_>>()
     };
     let all = ["ema-h200", "ema-p0.100", "raw"];
-    let sets = [
-        r#"search.tracks=["all"]"#,
-        "search.checkpoints=4",
-        r#"search.groups={ patterns = ["model.enc.*"] }"#,
+    // So many images and steps that what is found is better by 10 %, not by what depends on the machine.
+    let long = [
+        "search.images=64",
+        "search.selection_images=64",
+        "search.gradient.images=64",
+        "search.budget.evaluations=40",
         "search.gradient.lr=0.1",
     ];
-    let (files, groups, alphas) = search("all", &sets);
+    let sets = [r#"search.tracks=["all"]"#, "search.checkpoints=4", r#"search.groups={ patterns = ["model.enc.*"] }"#];
+    let (files, groups, alphas) = search("all", &[&sets[..], &long].concat());
     assert_eq!(files, expected(&all, &[128, 192, 320, 384]));
     assert_eq!(groups, ["model.enc.*", "rest"]);
     assert!(alphas.iter().any(|row| row[0] != row[1]) && alphas.iter().all(|row| row.len() == 2), "{alphas:?}");
@@ -365,7 +368,7 @@ fn tracks_window_thinning_and_patterns_choose_what_is_combined() {
     );
 
     let sets = [r#"search.tracks=["raw", "ema-h200"]"#, "search.window=200", "search.groups=one"];
-    let (files, groups, _) = search("two", &[&sets[..], &["search.gradient.lr=0.1"]].concat());
+    let (files, groups, _) = search("two", &[&sets[..], &long].concat());
     assert_eq!(files, expected(&["ema-h200", "raw"], &[192, 256, 320, 384]));
     assert_eq!(groups, ["all"]);
     // Recorded EMA tracks are rivals, combined or not.
