@@ -8,6 +8,11 @@ fn main() {
     let libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "../../.libtorch".into());
     let include = Path::new(&libtorch).join("include");
     assert!(include.exists(), "{} is missing: run scripts/setup.sh", include.display());
+    // NVRTC compiles the text of the GPU's kernels at run time.
+    let out = std::env::var("OUT_DIR").unwrap();
+    let text = std::fs::read_to_string("csrc/norm.cu").unwrap();
+    std::fs::write(format!("{out}/norm_text.h"), format!("static const char kNormText[] = R\"cuda({text})cuda\";\n"))
+        .unwrap();
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -18,6 +23,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .include("csrc/stubs/gloo")
-        .files(["csrc/shim.cpp", "csrc/group.cpp"])
+        .include(out)
+        .files(["csrc/shim.cpp", "csrc/group.cpp", "csrc/norm.cpp"])
         .compile("lcsc_shim");
 }

@@ -22,8 +22,13 @@ pub fn is_usable() -> bool {
 /// A run of `lcsc` in a folder on a machine that seems to have two GPUs.
 pub fn with_gpus(folder: &Path, args: &[&str]) -> Command {
     let mut command = command(folder, args);
-    command.env("LD_LIBRARY_PATH", library()).env("LCSC_STANDIN_OPERATORS", format!("{SOURCES}/operators.txt"));
+    on_gpus(&mut command);
     command
+}
+
+/// A process that finds two GPUs.
+pub fn on_gpus(command: &mut Command) -> &mut Command {
+    command.env("LD_LIBRARY_PATH", library()).env("LCSC_STANDIN_OPERATORS", format!("{SOURCES}/operators.txt"))
 }
 
 /// The same to its end, which has to be a good one; with what the stand-in counted.
@@ -62,6 +67,11 @@ fn library() -> &'static Path {
         let library = folder.join("libtorch_cuda.so");
         if written(&library) < sources().iter().map(|path| written(path)).max().unwrap() {
             build(&library);
+            // What libtorch opens for NVRTC and the driver.
+            let compiler = folder.join("libcaffe2_nvrtc.so");
+            if !compiler.exists() {
+                std::os::unix::fs::symlink("libtorch_cuda.so", compiler).unwrap();
+            }
         }
         folder
     });
@@ -86,6 +96,7 @@ fn build(library: &Path) {
     }
     compiler.args(sources().iter().filter(|path| path.extension().is_some_and(|e| e == "cpp")));
     compiler.arg("-L").arg(Path::new(LIBTORCH).join("lib")).args(["-ltorch_cpu", "-lc10", "-o"]).arg(&new);
+    compiler.arg("-ldl");
     assert!(compiler.status().unwrap().success(), "{compiler:?}");
     std::fs::rename(new, library).unwrap();
 }

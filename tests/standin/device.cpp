@@ -170,6 +170,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return c10::Stream(c10::Stream::DEFAULT, device.index() < 0 ? getDevice() : device);
   }
   c10::Stream getDefaultStream(Device device) const override { return getStream(device); }
+  void *getStreamNativeHandle(const c10::Stream) const override { return nullptr; }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
   void record(void **event, const c10::Stream &, const DeviceIndex, const c10::EventFlag) const override {
     *event = this_event;

@@ -95,8 +95,8 @@ fn a_run_is_searched_by_every_method_sampled_and_measured() {
     };
     let ended = only_second(&["run", "config.toml", "--set", "device=cuda:1", "--set", "plan=auto", "--out", "run"]);
     let plan = ended.stderr.lines().find(|line| line.contains("plan: ")).unwrap();
-    assert!(plan.contains("plain") && plan.contains("channels-last") && !plan.contains("wrong"), "{plan}");
-    assert_eq!(plan.matches(" ms").count(), 2, "{plan}");
+    assert!(plan.contains("plain") && plan.contains("channels-last, fused norm") && !plan.contains("wrong"), "{plan}");
+    assert_eq!(plan.matches(" ms").count(), 4, "{plan}");
     let methods = ["evolution", "one-plus-one", "cma-es", "gradient", "finetune"];
     for (method, memory, place) in [
         (&methods[..], ["4", "4"], "held on the device"),

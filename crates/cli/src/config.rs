@@ -39,7 +39,7 @@ pub struct Config {
     /// What networks compute in; weights, moments, preconditioning, losses and samplers stay f32 or wider.
     #[serde(default)]
     pub precision: Precision,
-    /// How networks are computed on a GPU: `auto`, or `plain` for contiguous tensors. Results differ by rounding alone.
+    /// How networks are computed on a GPU: `auto`, or `plain` for contiguous tensors and libtorch's operations. Results differ by rounding alone.
     #[serde(default)]
     pub plan: PlanChoice,
     /// Whether a GPU takes kernels that give the same bits each time, as far as libtorch has them; they are slower. Without it what is

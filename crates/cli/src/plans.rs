@@ -31,7 +31,7 @@ pub enum PlanChoice {
     /// CPU the plain one.
     #[default]
     Auto,
-    /// Contiguous tensors.
+    /// Contiguous tensors and libtorch's operations.
     Plain,
 }
 

@@ -2,6 +2,7 @@
 
 use crate::driver::Driver;
 use crate::error::{Error, Result};
+use crate::norm::set_cuda_path;
 use crate::shim::{allow_tf32, choose_kernels, use_device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ impl CudaStatus {
 
 static CUDA: OnceLock<CudaStatus> = OnceLock::new();
 const LIBRARY: &str = "libtorch_cuda.so";
+/// What libtorch itself opens for NVRTC and CUDA's driver.
+const NVRTC: &str = "libcaffe2_nvrtc.so";
 
 /// Opens `libtorch_cuda.so` once, with its symbols global so that PyTorch's registration takes effect.
 ///
@@ -69,6 +72,10 @@ pub fn open_cuda() -> &'static CudaStatus {
             match opened {
                 Ok(library) => {
                     std::mem::forget(library); // its kernels stay registered until the process ends
+                    if let Some(Err(e)) = near_places(&format!("cuda/{NVRTC}")).first().map(|path| set_cuda_path(path))
+                    {
+                        tracing::warn!("CUDA's compiler: {e}");
+                    }
                     let library = place.display().to_string();
                     let devices = Cuda::device_count().max(0) as usize;
                     return if Cuda::is_available() && devices > 0 {

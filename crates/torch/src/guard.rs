@@ -37,6 +37,16 @@ pub fn catch<T>(during: &str, stage: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// The outcome of a stage's step; an error leaves the stage as the panic of an un-prefixed tch call does.
+pub(crate) fn unguarded<T>(outcome: Result<T>) -> T {
+    outcome.unwrap_or_else(|e| {
+        std::panic::panic_any(match e {
+            Error::Torch { message, .. } => message,
+            other => other.to_string(),
+        })
+    })
+}
+
 /// For another thread to call, so that its panics are as silent as those of this one.
 pub(crate) fn guarded_alike() -> impl Fn() + Copy + Send {
     let guarded = GUARDED.get();

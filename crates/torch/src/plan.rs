@@ -1,4 +1,4 @@
-//! How a network is computed: in which order values lie in memory.
+//! How a network is computed: in which order values lie in memory, and which operations are one.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -8,14 +8,21 @@ use tch::Tensor;
 pub struct Plan {
     /// Whether activations, and weights of convolutions, have the channels last in memory, as tensor cores take them.
     pub channels_last: bool,
+    /// Whether a group norm is one operation with the scale, shift and SiLU after it; on a GPU alone.
+    pub fused_norm: bool,
 }
 
 impl Plan {
-    /// Contiguous tensors.
-    pub const PLAIN: Self = Self { channels_last: false };
+    /// Contiguous tensors and libtorch's operations.
+    pub const PLAIN: Self = Self { channels_last: false, fused_norm: false };
 
     /// All plans, the plain one first.
-    pub const ALL: [Self; 2] = [Self::PLAIN, Self { channels_last: true }];
+    pub const ALL: [Self; 4] = [
+        Self::PLAIN,
+        Self { channels_last: true, ..Self::PLAIN },
+        Self { fused_norm: true, ..Self::PLAIN },
+        Self { channels_last: true, fused_norm: true },
+    ];
 
     /// `x` `[B,C,H,W]` as this plan has activations in memory.
     pub fn arranged(self, x: &Tensor) -> Tensor {
@@ -25,7 +32,12 @@ impl Plan {
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.channels_last { "channels-last" } else { "plain" })
+        f.write_str(match (self.channels_last, self.fused_norm) {
+            (false, false) => "plain",
+            (true, false) => "channels-last",
+            (false, true) => "fused norm",
+            (true, true) => "channels-last, fused norm",
+        })
     }
 }
 
@@ -42,14 +54,14 @@ mod tests {
     #[test]
     fn plans_are_told_by_what_differs_from_the_plain_one() {
         let told: Vec<String> = Plan::ALL.iter().map(Plan::to_string).collect();
-        assert_eq!(told, ["plain", "channels-last"]);
+        assert_eq!(told, ["plain", "channels-last", "fused norm", "channels-last, fused norm"]);
         assert_eq!(Plan::ALL[0], Plan::default());
     }
 
     #[test]
     fn the_channels_come_to_lie_last() {
         let x = Tensor::arange(48, (Kind::Float, Device::Cpu)).view([2, 3, 4, 2]);
-        let plan = Plan { channels_last: true };
+        let plan = Plan::ALL[1];
         let last = plan.arranged(&x);
         assert!(last.equal(&x));
         assert_eq!((last.stride(), Plan::PLAIN.arranged(&x).stride()), (vec![24, 1, 6, 3], vec![24, 8, 2, 1]));

@@ -230,7 +230,7 @@ impl DhariwalUNet {
             }
             x = layer.forward(p, &x, &emb, train);
         }
-        self.out_conv.forward(p, &self.out_norm.forward(p, &x).silu()).to_kind(Kind::Float)
+        self.out_conv.forward(p, &self.out_norm.silu(p, &x)).to_kind(Kind::Float)
     }
 
     /// The embedding vector [B,E] of noise level, augmentation and class.

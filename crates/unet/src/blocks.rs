@@ -2,7 +2,9 @@
 
 use crate::config::Heads;
 use crate::resample::{Filter, Resample, repeat_pixels, size4};
-use lcsc_torch::{BufferId, Device, Init, Kind, LayoutBuilder, ParamId, Params, Tensor};
+use lcsc_torch::{
+    BufferId, Device, Init, Kind, LayoutBuilder, NormOperands, ParamId, Params, Tensor, fused_group_norm,
+};
 
 /// How a layer begins.
 #[derive(Clone, Copy)]
@@ -90,8 +92,32 @@ impl GroupNorm {
         Self { weight, bias, groups: options.groups(channels), eps: options.eps }
     }
 
+    /// x [B,C,H,W] → the same shape.
     pub fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
-        x.group_norm(self.groups, Some(&p[self.weight]), Some(&p[self.bias]), self.eps, true)
+        self.computed(p, x, None, false)
+    }
+
+    /// SiLU of the norm.
+    pub fn silu(&self, p: &Params, x: &Tensor) -> Tensor {
+        self.computed(p, x, None, true)
+    }
+
+    /// SiLU of the norm times 1 + scale, plus shift; both [B,C].
+    pub fn modulated_silu(&self, p: &Params, x: &Tensor, modulation: [&Tensor; 2]) -> Tensor {
+        self.computed(p, x, Some(modulation), true)
+    }
+
+    fn computed(&self, p: &Params, x: &Tensor, modulation: Option<[&Tensor; 2]>, silu: bool) -> Tensor {
+        let (weight, bias, groups, eps) = (&p[self.weight], &p[self.bias], self.groups, self.eps);
+        if p.plan().fused_norm {
+            return fused_group_norm(x, NormOperands { weight, bias, groups, eps, modulation, silu });
+        }
+        let y = x.group_norm(groups, Some(weight), Some(bias), eps, true);
+        let y = match modulation.map(|pair| pair.map(|t| t.unsqueeze(2).unsqueeze(3))) {
+            Some([scale, shift]) => y * (scale + 1.0) + shift,
+            None => y,
+        };
+        if silu { y.silu() } else { y }
     }
 }
 
@@ -304,13 +330,13 @@ impl UNetBlock {
 
     /// x [B,from,H,W], emb [B,E] → [B,to,H',W'].
     pub fn forward(&self, p: &Params, x: &Tensor, emb: &Tensor, train: bool) -> Tensor {
-        let h = self.conv0.forward(p, &self.norm0.forward(p, x).silu());
-        let emb = self.affine.forward(p, emb).unsqueeze(2).unsqueeze(3);
+        let h = self.conv0.forward(p, &self.norm0.silu(p, x));
+        let emb = self.affine.forward(p, emb);
         let h = if self.adaptive_scale {
             let [scale, shift] = [0, 1].map(|i| emb.narrow(1, i * self.out_channels, self.out_channels));
-            (self.norm1.forward(p, &h) * (scale + 1.0) + shift).silu()
+            self.norm1.modulated_silu(p, &h, [&scale, &shift])
         } else {
-            self.norm1.forward(p, &(h + emb)).silu()
+            self.norm1.silu(p, &(h + emb.unsqueeze(2).unsqueeze(3)))
         };
         let h = self.conv1.forward(p, &if train && self.dropout > 0.0 { h.dropout(self.dropout, true) } else { h });
         let residual = self.skip.as_ref().map_or_else(|| x.shallow_clone(), |s| s.forward(p, x));

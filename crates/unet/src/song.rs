@@ -107,7 +107,7 @@ impl SongUNet {
                 Decode::Up(up) => x = up.forward(p, &x),
                 Decode::AuxUp(up) => out = out.map(|o| up.forward(p, &o)),
                 Decode::AuxOutput(norm, conv) => {
-                    let level = conv.forward(p, &norm.forward(p, &x).silu());
+                    let level = conv.forward(p, &norm.silu(p, &x));
                     out = Some(out.map_or_else(|| level.shallow_clone(), |o| o + &level));
                 }
             }

@@ -9,10 +9,14 @@ fn took(ms: f64, loss: f64, cosine: f64) -> Found {
     Found::Took { seconds: 1e-3 * ms, loss, cosine }
 }
 
+/// Of a trial of the plain plan and channels-last.
+fn of_two(precision: Precision, found: [Found; 2]) -> Verdict {
+    Verdict::of(&Trial { plans: Plan::ALL[..2].to_vec(), ..trial(precision) }, &found)
+}
+
 #[test]
 fn the_faster_right_plan_is_taken_and_the_other_is_told() {
-    let verdict =
-        |plain, last| Verdict::of(&trial(Precision::Bf16), &[took(plain, 2.0, 1.0), took(last, 1.999, 0.9995)]);
+    let verdict = |plain, last| of_two(Precision::Bf16, [took(plain, 2.0, 1.0), took(last, 1.999, 0.9995)]);
     let faster = verdict(95.0, 61.0);
     assert_eq!((faster.plan, faster.text.as_str()), (Plan::ALL[1], "channels-last 61.000 ms a step; plain 95.000 ms"));
     let slower = verdict(61.0, 95.0);
@@ -21,7 +25,7 @@ fn the_faster_right_plan_is_taken_and_the_other_is_told() {
 
 #[test]
 fn wrong_and_crashed_plans_are_left_however_fast() {
-    let told = |precision, found: Found| Verdict::of(&trial(precision), &[took(95.0, 2.0, 1.0), found]);
+    let told = |precision, found: Found| of_two(precision, [took(95.0, 2.0, 1.0), found]);
     for (found, why) in [
         (took(10.0, 2.0, 0.998), "channels-last is wrong: the cosine"),
         (took(10.0, 2.021, 1.0), "its loss is 2.021"),
@@ -38,7 +42,7 @@ fn wrong_and_crashed_plans_are_left_however_fast() {
     assert_eq!(told(Precision::Bf16, found()).plan, Plan::ALL[1]);
     assert_eq!(told(Precision::F32, found()).plan, Plan::PLAIN);
     let out_of_memory = [Found::Failed("CUDA out of memory".into()), Found::Begins];
-    let verdict = Verdict::of(&trial(Precision::F32), &out_of_memory);
+    let verdict = of_two(Precision::F32, out_of_memory);
     assert_eq!((verdict.plan, verdict.text.as_str()), (Plan::PLAIN, "plain, without comparison: CUDA out of memory"));
 }
 
@@ -51,8 +55,7 @@ fn found_by(script: &str) -> Result<Vec<Found>> {
     );
     let mut shell = Command::new("sh");
     shell.current_dir(folder.path()).args(["-c", &text]);
-    let plans = vec![Plan::ALL[0], Plan::ALL[1], Plan::ALL[1], Plan::ALL[1]];
-    try_all(&Trial { plans, ..trial(Precision::F32) }, shell)
+    try_all(&trial(Precision::F32), shell)
 }
 
 fn seconds(seconds: f64) -> Found {
