@@ -57,4 +57,20 @@ void check(const c10::OperatorHandle &op, const std::vector<c10::IValue> &argume
   }
 }
 
+bool waits_for_device(const c10::OperatorHandle &op, const std::vector<c10::IValue> &arguments) {
+  static const std::unordered_set<std::string> always{
+      "aten::nonzero",  "aten::masked_select", "aten::equal",    "aten::_unique",           "aten::_unique2",
+      "aten::bincount", "aten::unique_dim",    "aten::allclose", "aten::unique_consecutive", "aten::repeat_interleave",
+  };
+  const auto &name = op.schema().operator_name().name;
+  if (always.count(name)) return true;
+  bool is_index = name.find("aten::index") == 0 || name == "aten::_index_put_impl_";
+  if (!is_index || arguments.size() < 2 || !arguments[1].isOptionalTensorList()) return false;
+  // A mask becomes the places where it is true.
+  for (const std::optional<at::Tensor> &t : arguments[1].toOptionalTensorList()) {
+    if (t && t->defined() && (t->scalar_type() == at::kBool || t->scalar_type() == at::kByte)) return true;
+  }
+  return false;
+}
+
 }  // namespace standin

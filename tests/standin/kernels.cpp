@@ -134,6 +134,7 @@ void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   int index = device_of(op, ours);
   if (index < 0) index = current_device();
   note_work(index);
+  if (waits_for_device(op, ours)) wait();
   std::vector<IValue> theirs;
   for (auto &value : ours) theirs.push_back(value_as_cpu(value));
   stack->erase(stack->begin() + begin, stack->end());
@@ -169,8 +170,9 @@ void copy(at::TensorIterator &iterator, bool non_blocking) {
       later([to, now] { to.copy_(now); });
       return;
     }
-    wait();
   }
+  // Between host and device CUDA's copy waits unless it is told not to.
+  if (!non_blocking && to.device().type() != from.device().type()) wait();
   note_work(to.is_cuda() ? to.device().index() : from.device().index());
   as_cpu(to).copy_(as_cpu(from));
 }

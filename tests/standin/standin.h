@@ -29,6 +29,8 @@ at::Tensor empty_on_device(at::IntArrayRef size, at::IntArrayRef stride, at::Sca
 
 // Fails where a GPU would fail or be slow; `arguments` are those of the operator.
 void check(const c10::OperatorHandle &op, const std::vector<c10::IValue> &arguments);
+// Whether an operator's result has a shape, or is a value on the host, that the device has to tell first.
+bool waits_for_device(const c10::OperatorHandle &op, const std::vector<c10::IValue> &arguments);
 // Notes that an operator ran on a device.
 void note_work(int index);
 
