@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-fn main() {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "../../.libtorch".into());
     let include = Path::new(&libtorch).join("include");
     assert!(include.exists(), "{} is missing: run scripts/setup.sh", include.display());
     // NVRTC compiles the text of the GPU's kernels at run time.
-    let out = std::env::var("OUT_DIR").unwrap();
-    let text = std::fs::read_to_string("csrc/norm.cu").unwrap();
-    std::fs::write(format!("{out}/norm_text.h"), format!("static const char kNormText[] = R\"cuda({text})cuda\";\n"))
-        .unwrap();
+    let out = std::env::var("OUT_DIR")?;
+    let text = std::fs::read_to_string("csrc/norm.cu")?;
+    let header = format!("static const char kNormText[] = R\"cuda({text})cuda\";\n");
+    std::fs::write(format!("{out}/norm_text.h"), header)?;
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -26,4 +26,5 @@ fn main() {
         .include(out)
         .files(["csrc/shim.cpp", "csrc/group.cpp", "csrc/norm.cpp"])
         .compile("lcsc_shim");
+    Ok(())
 }

@@ -1,6 +1,7 @@
 // What would be wrong or slow on a GPU and goes unnoticed on a CPU.
 #include "standin.h"
 
+#include <ATen/SDPBackend.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <cstdint>
@@ -30,17 +31,18 @@ bool is_aligned(const at::Tensor &tensor) { return reinterpret_cast<uintptr_t>(t
 
 }  // namespace
 
+int64_t attention_kernel(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const std::optional<at::Tensor> &, double,
+                         bool, std::optional<double>, bool) {
+  for (auto *tensor : {&q, &k, &v}) {
+    TORCH_CHECK(tensor->stride(-1) == 1, "no fused attention takes values that lie ", tensor->stride(-1), " apart");
+  }
+  return static_cast<int64_t>(at::SDPBackend::math);
+}
+
 void check(const c10::OperatorHandle &op, const std::vector<c10::IValue> &arguments) {
   const auto &schema = op.schema();
   auto name = toString(schema.operator_name());
   TORCH_CHECK(operators().count(name), "no CUDA kernel for ", name);
-  // Of the choice between fused kernels the first three arguments are queries, keys and values.
-  if (name == "aten::_fused_sdp_choice") {
-    for (size_t i = 0; i < 3; i++) {
-      const auto &tensor = arguments[i].toTensor();
-      TORCH_CHECK(tensor.stride(-1) == 1, "no fused attention takes values that lie ", tensor.stride(-1), " apart");
-    }
-  }
   // Weights of convolutions, and of linear layers as they reach a product.
   const auto &base = schema.operator_name().name;
   bool is_product = base == "aten::addmm" || base == "aten::mm";

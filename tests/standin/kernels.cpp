@@ -5,6 +5,7 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/native/Copy.h>
 #include <ATen/native/Resize.h>
+#include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/set_native.h>
@@ -220,6 +221,7 @@ struct Setup {
   Setup() {
     c10::SetAllocator(DeviceType::CUDA, allocator());
     at::native::copy_stub.set_cuda_dispatch_ptr(&copy);
+    at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&attention_kernel);
   }
 } setup;
 

@@ -31,6 +31,9 @@ at::Tensor empty_on_device(at::IntArrayRef size, at::IntArrayRef stride, at::Sca
 void check(const c10::OperatorHandle &op, const std::vector<c10::IValue> &arguments);
 // Whether an operator's result has a shape, or is a value on the host, that the device has to tell first.
 bool waits_for_device(const c10::OperatorHandle &op, const std::vector<c10::IValue> &arguments);
+// The choice between libtorch's kernels of attention.
+int64_t attention_kernel(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const std::optional<at::Tensor> &mask,
+                         double dropout, bool causal, std::optional<double> scale, bool grouped);
 // Notes that an operator ran on a device.
 void note_work(int index);
 
