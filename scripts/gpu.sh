@@ -48,7 +48,7 @@ elif [ -e .libtorch/lib/libtorch_cpu.so ]; then
 else
   fail "$python has no PyTorch 2.11, whose libraries lcsc opens (LCSC_PYTHON names another; scripts/setup.sh fetches them)"
 fi
-export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export LD_LIBRARY_PATH=$(realpath "$kit"):$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # Runs, and what the steps leave for each other; too large to keep.
 work=$(mktemp -d) && export work LCSC_CACHE=${LCSC_CACHE:-$work/cache}
 mkdir -p "$out" "$work/logs"

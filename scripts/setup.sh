@@ -8,7 +8,7 @@
 # Result:  .libtorch/lib       links to the CPU libraries: all that is ever linked against
 #          .libtorch/include   headers
 #          .libtorch/cuda      link to the folder of libtorch_cuda.so where there is one: opened at run time
-#          .libtorch/liblcsc_nccl.so   with --cuda: collectives among several GPUs (scripts/build_nccl.sh)
+#          .libtorch/liblcsc_cuda.so   with --cuda: collectives among several GPUs, CUDA graphs (scripts/build_cuda.sh)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -119,7 +119,7 @@ link_libraries() { # TORCH_FOLDER
 }
 
 finish() {
-  [ $cuda = no ] || scripts/build_nccl.sh
+  [ $cuda = no ] || scripts/build_cuda.sh
   exit 0
 }
 

@@ -17,6 +17,7 @@ parity() {
 lcsc=${LCSC:-target/release/lcsc}
 if [ -z "${LCSC:-}" ]; then
   scripts/setup.sh
+  scripts/build_cuda.sh
   cargo build --release --package lcsc-cli
 fi
 parity=${PARITY:-$([ -n "${LCSC:-}" ] || parity)}
@@ -26,6 +27,10 @@ mkdir -p "$kit"
 strip -o "$kit/lcsc" "$lcsc"
 rm -f "$kit/parity"
 if [ -n "$parity" ]; then strip -o "$kit/parity" "$parity"; else echo "gpu: without PARITY no parity files are checked" >&2; fi
+
+cuda=.libtorch/liblcsc_cuda.so
+rm -f "$kit/liblcsc_cuda.so"
+if [ -e $cuda ]; then strip -o "$kit/liblcsc_cuda.so" $cuda; else echo "gpu: without $cuda (scripts/build_cuda.sh) there are no CUDA graphs" >&2; fi
 
 # A network and what a CPU samples of it.
 "$lcsc" --quiet train configs/tiny/smoke.toml --set device=cpu --set stage.0.nimg=512 --out "$work/run"

@@ -1,6 +1,7 @@
 //! Runs of `lcsc` on the CUDA device that is none (`tests/standin`).
 
 use crate::{Ended, command, target};
+use lcsc_torch::{CudaStatus, open_cuda};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,8 @@ use std::sync::LazyLock;
 use std::time::SystemTime;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/standin");
+/// What names the list of operators.
+const OPERATORS: &str = "LCSC_STANDIN_OPERATORS";
 const LIBTORCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.libtorch");
 
 /// Whether the stand-in can be used; libtorch's own CUDA half would be opened in its place.
@@ -26,9 +29,24 @@ pub fn with_gpus(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
+/// For a test that computes on the stand-in by itself: runs it again in a process that finds the stand-in, where this is true.
+pub fn is_inside(test: &str) -> bool {
+    if std::env::var_os(OPERATORS).is_some() {
+        assert!(matches!(open_cuda(), CudaStatus::Available { .. }));
+        return true;
+    }
+    if is_usable() {
+        let mut inside = Command::new(std::env::current_exe().unwrap());
+        let output = on_gpus(inside.args(["--exact", test])).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+    false
+}
+
 /// A process that finds two GPUs.
-pub fn on_gpus(command: &mut Command) -> &mut Command {
-    command.env("LD_LIBRARY_PATH", library()).env("LCSC_STANDIN_OPERATORS", format!("{SOURCES}/operators.txt"))
+fn on_gpus(command: &mut Command) -> &mut Command {
+    command.env("LD_LIBRARY_PATH", library()).env(OPERATORS, format!("{SOURCES}/operators.txt"))
 }
 
 /// The same to its end, which has to be a good one; with what the stand-in counted.
@@ -67,10 +85,11 @@ fn library() -> &'static Path {
         let library = folder.join("libtorch_cuda.so");
         if written(&library) < sources().iter().map(|path| written(path)).max().unwrap() {
             build(&library);
-            // What libtorch opens for NVRTC and the driver.
-            let compiler = folder.join("libcaffe2_nvrtc.so");
-            if !compiler.exists() {
-                std::os::unix::fs::symlink("libtorch_cuda.so", compiler).unwrap();
+            // What libtorch opens for NVRTC and the driver, and what scripts/build_cuda.sh makes.
+            for name in ["libcaffe2_nvrtc.so", "liblcsc_cuda.so"].map(|name| folder.join(name)) {
+                if !name.exists() {
+                    std::os::unix::fs::symlink("libtorch_cuda.so", name).unwrap();
+                }
             }
         }
         folder

@@ -141,6 +141,7 @@ void later(std::function<void()> work) {
 }
 
 void wait() {
+  TORCH_CHECK(!is_recording(), "a graph is recorded: nobody may wait for the device");
   waits++;
   std::deque<std::function<void()>> due;
   {

@@ -170,22 +170,26 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned, unsigned th
                    void **) {
   if (!context || threads > standin::kThreads) return 1;
   standin::note_work(context - 1);
-  static std::mutex mutex;
-  std::lock_guard<std::mutex> lock(mutex);
   auto *kernel = static_cast<Kernel *>(function);
   // Addresses of device memory become those under which a kernel finds it; nothing else looks like one.
   std::vector<void *> words(kernel->size / sizeof(void *));
   memcpy(words.data(), arguments[0], kernel->size);
-  for (auto *&word : words) word = standin::host_address(word);
-  standin::block.kernel = kernel;
-  standin::block.argument = words.data();
-  gridDim = {x, y, 1};
-  for (unsigned j = 0; j < y; j++) {
-    for (unsigned i = 0; i < x; i++) {
-      blockIdx = {i, j, 0};
-      standin::run_block(threads);
+  for (auto &word : words) word = standin::host_address(word);
+  auto launch = [=] {
+    static std::mutex mutex;
+    std::lock_guard<std::mutex> lock(mutex);
+    standin::block.kernel = kernel;
+    standin::block.argument = words.data();
+    gridDim = {x, y, 1};
+    for (unsigned j = 0; j < y; j++) {
+      for (unsigned i = 0; i < x; i++) {
+        blockIdx = {i, j, 0};
+        standin::run_block(threads);
+      }
     }
-  }
+  };
+  launch();
+  standin::record(launch);
   return 0;
 }
 }

@@ -126,6 +126,18 @@ void take_back(const c10::FunctionSchema &schema, const std::vector<IValue> &our
   }
 }
 
+// Does again what an operator did: with its arguments, whose memory stays, into its results.
+void run_again(const c10::OperatorHandle &op, std::vector<IValue> arguments, const std::vector<IValue> &results) {
+  torch::jit::Stack stack = std::move(arguments);
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
+  std::vector<Tensor> to, from;
+  each_tensor(results, [&](const Tensor &t) { to.push_back(as_cpu(t)); });
+  each_tensor(stack, [&](const Tensor &t) { from.push_back(t); });
+  for (size_t i = 0; i < to.size(); i++) {
+    if (to[i].defined() && to[i].const_data_ptr() != from[i].const_data_ptr()) to[i].copy_(from[i]);
+  }
+}
+
 // Any operator that needs a kernel.
 void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   const auto &schema = op.schema();
@@ -159,6 +171,14 @@ void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
       }
     }
   }
+  if (!is_recording()) return;
+  // What an operator writes to has its final size now.
+  for (size_t i = 0; i < n; i++) {
+    auto *alias = schema.arguments()[i].alias_info();
+    if (alias && alias->isWrite()) theirs[i] = value_as_cpu(ours[i]);
+  }
+  std::vector<IValue> made(stack->end() - results, stack->end());
+  record([op, theirs, made] { run_again(op, theirs, made); });
 }
 
 // To the host it arrives at the next wait, unless the host waits for it now.
@@ -174,8 +194,11 @@ void copy(at::TensorIterator &iterator, bool non_blocking) {
   }
   // Between host and device CUDA's copy waits unless it is told not to.
   if (!non_blocking && to.device().type() != from.device().type()) wait();
+  TORCH_CHECK(!is_recording() || to.device().type() == from.device().type(), "a graph is recorded: nothing may come from the host");
   note_work(to.is_cuda() ? to.device().index() : from.device().index());
-  as_cpu(to).copy_(as_cpu(from));
+  auto work = [to = as_cpu(to), from = as_cpu(from)] { to.copy_(from); };
+  work();
+  record(work);
 }
 
 Tensor empty(c10::IntArrayRef size, std::optional<c10::ScalarType> type, std::optional<c10::Layout>, std::optional<Device> device,

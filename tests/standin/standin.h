@@ -5,6 +5,7 @@
 #include <ATen/core/boxing/KernelFunction.h>
 
 #include <cstddef>
+#include <functional>
 
 namespace standin {
 
@@ -22,6 +23,10 @@ void *host_address(const void *device_address);
 void later(std::function<void()> work);
 // The host waits for the device; counted.
 void wait();
+
+// While a graph is recorded: keeps what was done, to do it again.
+void record(std::function<void()> work);
+bool is_recording();
 
 // The same values as a tensor of the CPU, without a copy.
 at::Tensor as_cpu(const at::Tensor &tensor);

@@ -1,8 +1,7 @@
 //! The kernel of the fused group norm beside libtorch's operations, on the stand-in, which compiles its text as C++.
 
-use lcsc_tests::standin::{is_usable, on_gpus};
-use lcsc_torch::{Device, Kind, NormOperands, Tensor, fused_group_norm, open_cuda};
-use std::process::Command;
+use lcsc_tests::standin::is_inside;
+use lcsc_torch::{Device, Kind, NormOperands, Tensor, fused_group_norm};
 
 const GPU: Device = Device::Cuda(0);
 
@@ -45,19 +44,9 @@ fn error(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn values_and_gradients_are_those_of_libtorchs_operations() {
-    if !is_usable() {
+    if !is_inside("values_and_gradients_are_those_of_libtorchs_operations") {
         return;
     }
-    const INSIDE: &str = "LCSC_STANDIN_OPERATORS";
-    if std::env::var_os(INSIDE).is_none() {
-        // libtorch opens the stand-in where it is on the loader's path from the beginning.
-        let mut inside = Command::new(std::env::current_exe().unwrap());
-        inside.args(["--exact", "values_and_gradients_are_those_of_libtorchs_operations"]);
-        let output = on_gpus(&mut inside).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        return;
-    }
-    open_cuda();
     // Fewer and more pixels than threads, widths that leave threads over, one group.
     for (size, groups) in [([2, 12, 5, 3], 4), ([3, 16, 16, 16], 2), ([1, 96, 4, 4], 32), ([2, 40, 2, 2], 1)] {
         let exact = operands(size);

@@ -97,6 +97,10 @@ fn a_run_is_searched_by_every_method_sampled_and_measured() {
     let plan = ended.stderr.lines().find(|line| line.contains("plan: ")).unwrap();
     assert!(plan.contains("plain") && plan.contains("channels-last, fused norm") && !plan.contains("wrong"), "{plan}");
     assert_eq!(plan.matches(" ms").count(), 4, "{plan}");
+    // Of the search, whose small network may be recorded.
+    let plan = ended.stderr.lines().rfind(|line| line.contains("plan: ")).unwrap();
+    assert!(plan.contains("fused norm, graph") && !plan.contains("wrong"), "{plan}");
+    assert_eq!(plan.matches(" ms").count(), 8, "{plan}");
     let methods = ["evolution", "one-plus-one", "cma-es", "gradient", "finetune"];
     for (method, memory, place) in [
         (&methods[..], ["4", "4"], "held on the device"),

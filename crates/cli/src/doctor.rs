@@ -3,7 +3,7 @@
 use crate::explain::size;
 use crate::train::run_bytes;
 use crate::{Ended, config, ui};
-use lcsc_torch::{CudaStatus, default_threads, open_cuda, open_nccl_library, tch};
+use lcsc_torch::{CudaStatus, default_threads, open_cuda, open_cuda_library, tch};
 use std::path::Path;
 
 /// The version that this program is built against and loads.
@@ -16,7 +16,7 @@ pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
     match open_cuda() {
         CudaStatus::Available { library, devices } => {
             ui::say!("CUDA       {devices} device(s), cuDNN {}, through {library}", tch::Cuda::cudnn_is_available());
-            match open_nccl_library() {
+            match open_cuda_library() {
                 Ok(_) => ui::say!("NCCL       opens: several GPUs compute together"),
                 Err(reason) => ui::say!("NCCL       not available: {reason}"),
             }

@@ -51,7 +51,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Of all plans.
+    /// Of all plans. Graphs are for evaluations of small networks: a large one keeps the GPU busy by itself.
     pub fn new(
         (network, preconditioning): (&NetworkConfig, &PreconditioningConfig),
         (image, precision): (ImageShape, Precision),
@@ -59,7 +59,12 @@ impl Trial {
         trains: bool,
     ) -> Self {
         let (network, preconditioning) = (network.without_dropout(), preconditioning.clone());
-        Self { network, preconditioning, image, precision, images, trains, plans: Plan::ALL.to_vec() }
+        let mut trial =
+            Self { network, preconditioning, image, precision, images, trains, plans: Plan::TRAINING.to_vec() };
+        if !trains && trial.model(Plan::PLAIN).is_small() {
+            trial.plans = Plan::of_sampling();
+        }
+        trial
     }
 
     fn model(&self, plan: Plan) -> Model {
@@ -69,7 +74,7 @@ impl Trial {
     /// What a verdict is remembered by: the network and all that its speed depends on.
     fn key(&self, gpu: &str) -> String {
         let network = (&self.network, &self.preconditioning, self.image, self.precision);
-        let key = serde_json::json!([gpu, LIBTORCH, env!("CARGO_PKG_VERSION"), network]);
+        let key = serde_json::json!([gpu, LIBTORCH, env!("CARGO_PKG_VERSION"), network, self.trains]);
         blake3::hash(key.to_string().as_bytes()).to_hex()[..32].to_string()
     }
 }
@@ -260,7 +265,7 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
 impl Verdict {
     /// The fastest plan whose loss and gradient are those of the plain one.
     fn of(trial: &Trial, found: &[Found]) -> Self {
-        let unit = if trial.trains { "step" } else { "evaluation" };
+        let unit = if trial.trains { "a step" } else { "an evaluation" };
         let Some(Found::Took { seconds: plain, loss: expected, .. }) = found.first() else {
             let why = if let Some(Found::Failed(why)) = found.first() { why } else { "it was not tried" };
             return Self { plan: Plan::PLAIN, text: format!("plain, without comparison: {why}") };
@@ -286,7 +291,7 @@ impl Verdict {
         others.retain(|text| *text != format!("{plan} {}", told(seconds)));
         let plain = (plan != Plan::PLAIN).then(|| format!("plain {}", told(*plain)));
         let rest: String = plain.into_iter().chain(others).map(|text| format!("; {text}")).collect();
-        Self { plan, text: format!("{plan} {} a {unit}{rest}", told(seconds)) }
+        Self { plan, text: format!("{plan} {} {unit}{rest}", told(seconds)) }
     }
 }
 

@@ -39,8 +39,10 @@ pub struct Session<'a> {
     pub training_hash: String,
     pub card: Card,
     pub signals: &'a ui::Signals,
-    /// How networks are computed.
-    plan: Plan,
+    /// How networks are trained.
+    training_plan: Plan,
+    /// How a search samples by them.
+    sampling_plan: Plan,
     /// The processes that work on it; rank 0 alone reads and writes its files.
     pub group: &'a Group,
     suite: OnceCell<Suite>,
@@ -74,8 +76,9 @@ impl<'a> Session<'a> {
         allow_tf32(config.precision == Precision::Tf32).into_diagnostic()?;
         let data = ranks::all_ok(group, dataset(&config.data, device))?;
         let image = config.image(&info);
-        let trial = config.trial(image, purpose == Purpose::Train);
-        let plan = plans::choose(config.plan, &trial, device, group).into_diagnostic()?;
+        let plan = |trains| plans::choose(config.plan, &config.trial(image, trains), device, group).into_diagnostic();
+        let training_plan = if purpose == Purpose::Train { plan(true)? } else { Plan::PLAIN };
+        let sampling_plan = plan(false)?;
         let training_hash = config.training_hash(&data.hash)?;
         group.same("data or weights files", &training_hash).into_diagnostic()?;
         let card = Card::new(&config, image, &data.hash);
@@ -89,7 +92,8 @@ impl<'a> Session<'a> {
             training_hash,
             card,
             signals,
-            plan,
+            training_plan,
+            sampling_plan,
             group,
             suite,
             judges,
@@ -98,14 +102,19 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// The network of a stage, and how it is computed here.
+    /// The network of a stage, and how it is trained here.
     pub fn model(&self, stage: &StageConfig) -> Model {
-        self.config.model(stage, self.image).with_plan(self.plan)
+        self.config.model(stage, self.image).with_plan(self.training_plan)
+    }
+
+    /// The same, and how a search samples by it here.
+    pub fn searched_model(&self, stage: &StageConfig) -> Model {
+        self.config.model(stage, self.image).with_plan(self.sampling_plan)
     }
 
     /// The network of a stage's teacher, likewise.
     pub fn teacher(&self, stage: &StageConfig) -> Model {
-        self.config.teacher(stage, self.image).with_plan(self.plan)
+        self.config.teacher(stage, self.image).with_plan(self.training_plan)
     }
 
     /// Whether a signal asked any rank to stop; all ranks ask at once.

@@ -33,6 +33,7 @@ mod model;
 mod objective;
 mod precond;
 mod quartiles;
+mod recordings;
 mod room;
 mod sampler;
 mod schedule;

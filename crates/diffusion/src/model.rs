@@ -1,11 +1,15 @@
 //! A network with its preconditioning: the denoiser D(x;σ) for any flat parameter vector.
 
 use crate::precond::{Preconditioning, PreconditioningConfig, Scalings};
+use crate::recordings::Recordings;
 use lcsc_torch::{
     Device, Kind, ParamLayout, Params, Plan, Precision, Result, Stream, Tensor, Weights, default_threads, rng,
+    unguarded,
 };
 use lcsc_unet::{ImageShape, Inputs, Network, NetworkConfig};
 use rand_core::Rng;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Parameters of the largest network whose images are sampled in several chunks at once.
 const SMALL: i64 = 4_000_000;
@@ -23,6 +27,7 @@ pub struct Model {
     pub precision: Precision,
     /// How the network is computed.
     pub plan: Plan,
+    recordings: Mutex<Recordings>,
 }
 
 /// What a network is told beside image and noise level.
@@ -44,7 +49,7 @@ impl Model {
     ) -> Self {
         let (net, layout) = Network::new(network, image, preconditioning.out_channels(image.channels));
         let preconditioning = Preconditioning::new(preconditioning);
-        Self { net, layout, image, preconditioning, precision, plan: Plan::PLAIN }
+        Self { net, layout, image, preconditioning, precision, plan: Plan::PLAIN, recordings: Mutex::default() }
     }
 
     /// The same computed by another plan.
@@ -60,14 +65,30 @@ impl Model {
     pub fn bind(&self, weights: &Weights) -> Result<Denoiser<'_>> {
         let theta = weights.theta.f_to_kind(self.precision.kind())?;
         let params = self.layout.views(&theta, &weights.buffers)?.planned(self.plan);
-        Ok(Denoiser { model: self, params })
+        static BOUND: AtomicU64 = AtomicU64::new(1);
+        Ok(Denoiser { model: self, params, number: BOUND.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    /// Whether the host has more to do with an evaluation than the device.
+    pub fn is_small(&self) -> bool {
+        self.layout.numel() <= SMALL
+    }
+
+    /// D(x;σ) by these parameters.
+    pub(crate) fn evaluate(&self, params: &Params, evaluation: &Evaluation, train: bool) -> Tensor {
+        let Evaluation { x, sigma, scalings, conditioning } = evaluation;
+        let c = self.preconditioning.coefficients(sigma, *scalings);
+        let (labels, augment_labels) = (conditioning.labels.as_ref(), conditioning.augment_labels.as_ref());
+        let inputs = Inputs { x: &(c.c_in * *x), c_noise: &c.c_noise, labels, augment_labels, train };
+        let f_x = self.net.forward(params, &inputs);
+        c.c_skip * *x + c.c_out * f_x.narrow(1, 0, self.image.channels)
     }
 
     /// How many chunks of images are best sampled at once. On a CPU one a core (`OMP_NUM_THREADS`) for a small network: where
     /// all threads meet after each operation on small tensors, a sixth of their time goes by in waiting. A large one keeps them
     /// busy with one chunk.
     pub fn chunks_at_once(&self, device: Device) -> usize {
-        if device == Device::Cpu && self.layout.numel() <= SMALL { default_threads() } else { 1 }
+        if device == Device::Cpu && self.is_small() { default_threads() } else { 1 }
     }
 }
 
@@ -75,6 +96,16 @@ impl Model {
 pub struct Denoiser<'m> {
     model: &'m Model,
     params: Params,
+    /// Tells weights apart.
+    number: u64,
+}
+
+/// What D is asked for.
+pub(crate) struct Evaluation<'t> {
+    pub x: &'t Tensor,
+    pub sigma: &'t Tensor,
+    pub scalings: Scalings,
+    pub conditioning: &'t Conditioning,
 }
 
 impl Denoiser<'_> {
@@ -87,11 +118,13 @@ impl Denoiser<'_> {
         conditioning: &Conditioning,
         train: bool,
     ) -> Tensor {
-        let c = self.model.preconditioning.coefficients(sigma, scalings);
-        let (labels, augment_labels) = (conditioning.labels.as_ref(), conditioning.augment_labels.as_ref());
-        let inputs = Inputs { x: &(c.c_in * x), c_noise: &c.c_noise, labels, augment_labels, train };
-        let f_x = self.model.net.forward(&self.params, &inputs);
-        c.c_skip * x + c.c_out * f_x.narrow(1, 0, self.model.image.channels)
+        let Self { model, params, number } = self;
+        let evaluation = Evaluation { x, sigma, scalings, conditioning };
+        if model.plan.graph && !train && !x.requires_grad() && !params.requires_grad() {
+            let mut recordings = model.recordings.lock().unwrap_or_else(PoisonError::into_inner);
+            return unguarded(recordings.replayed(model, (params, *number), &evaluation));
+        }
+        model.evaluate(params, &evaluation, train)
     }
 
     /// The model that is bound.

@@ -268,6 +268,16 @@ pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor> {
     Ok(tensor.f_to_device_(device, tensor.kind(), non_blocking, false)?)
 }
 
+/// The same values in memory of their own, arranged alike; without gradient.
+///
+/// # Errors
+/// The device has no room.
+pub fn copied(tensor: &Tensor) -> Result<Tensor> {
+    let mut copy = tensor.f_detach()?.f_empty_like()?;
+    copy.f_copy_(&tensor.f_detach()?)?;
+    Ok(copy)
+}
+
 /// Bytes that are fetched from a GPU at once: pinned memory is taken in powers of two and never given back, so that the tensors
 /// themselves would keep far more of it than they are long.
 const PIECE_BYTES: usize = 64 << 20;

@@ -8,7 +8,6 @@ mod failure;
 mod ranks;
 mod store;
 
-pub use collective::open_nccl_library;
 pub use failure::Failure;
 pub use ranks::Ranks;
 pub use store::Store;

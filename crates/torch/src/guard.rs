@@ -38,7 +38,11 @@ pub fn catch<T>(during: &str, stage: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// The outcome of a stage's step; an error leaves the stage as the panic of an un-prefixed tch call does.
-pub(crate) fn unguarded<T>(outcome: Result<T>) -> T {
+///
+/// # Panics
+/// With the error.
+#[expect(clippy::panic, reason = "the boundary of the stage makes an error of it")]
+pub fn unguarded<T>(outcome: Result<T>) -> T {
     outcome.unwrap_or_else(|e| {
         std::panic::panic_any(match e {
             Error::Torch { message, .. } => message,

@@ -29,9 +29,11 @@ mod chacha;
 mod device;
 mod driver;
 mod error;
+mod graph;
 mod group;
 mod guard;
 mod layout;
+mod library;
 mod memory;
 mod noise;
 mod norm;
@@ -42,12 +44,16 @@ mod shim;
 mod threads;
 mod weights;
 
-pub use device::{CudaStatus, DeviceChoice, Precision, download, keep_freed_memory, open_cuda, synchronize, upload};
+pub use device::{
+    CudaStatus, DeviceChoice, Precision, copied, download, keep_freed_memory, open_cuda, synchronize, upload,
+};
 pub use driver::Driver;
 pub use error::{Context, Error, Invalid, Result};
-pub use group::{Failure, Group, Ranks, Store, open_nccl_library};
-pub use guard::{catch, install_panic_hook};
+pub use graph::Graph;
+pub use group::{Failure, Group, Ranks, Store};
+pub use guard::{catch, install_panic_hook, unguarded};
 pub use layout::{BufferId, Init, LayoutBuilder, ParamId, ParamLayout, Params, TensorSpec};
+pub use library::open_cuda_library;
 pub use memory::{device_memory, device_name, host_memory};
 pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, standard_normal, unit_f64};
 pub use norm::{NormOperands, fused_group_norm};

@@ -1,4 +1,4 @@
-//! How a network is computed: in which order values lie in memory, and which operations are one.
+//! How a network is computed: in which order values lie in memory, and what is asked of a GPU by one call.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -10,19 +10,27 @@ pub struct Plan {
     pub channels_last: bool,
     /// Whether a group norm is one operation with the scale, shift and SiLU after it; on a GPU alone.
     pub fused_norm: bool,
+    /// Whether an evaluation without gradient is a CUDA graph, recorded once for a shape and then replayed.
+    pub graph: bool,
 }
 
 impl Plan {
     /// Contiguous tensors and libtorch's operations.
-    pub const PLAIN: Self = Self { channels_last: false, fused_norm: false };
+    pub const PLAIN: Self = Self { channels_last: false, fused_norm: false, graph: false };
 
-    /// All plans, the plain one first.
-    pub const ALL: [Self; 4] = [
+    /// All plans of training, the plain one first.
+    pub const TRAINING: [Self; 4] = [
         Self::PLAIN,
         Self { channels_last: true, ..Self::PLAIN },
         Self { fused_norm: true, ..Self::PLAIN },
-        Self { channels_last: true, fused_norm: true },
+        Self { channels_last: true, fused_norm: true, graph: false },
     ];
+
+    /// All plans of evaluating a network without gradient: each with and without a graph.
+    pub fn of_sampling() -> Vec<Self> {
+        let both = |plan| [plan, Self { graph: true, ..plan }];
+        Self::TRAINING.into_iter().flat_map(both).collect()
+    }
 
     /// `x` `[B,C,H,W]` as this plan has activations in memory.
     pub fn arranged(self, x: &Tensor) -> Tensor {
@@ -32,12 +40,9 @@ impl Plan {
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match (self.channels_last, self.fused_norm) {
-            (false, false) => "plain",
-            (true, false) => "channels-last",
-            (false, true) => "fused norm",
-            (true, true) => "channels-last, fused norm",
-        })
+        let parts = [(self.channels_last, "channels-last"), (self.fused_norm, "fused norm"), (self.graph, "graph")];
+        let parts: Vec<&str> = parts.into_iter().filter_map(|(is_so, name)| is_so.then_some(name)).collect();
+        f.write_str(&if parts.is_empty() { "plain".into() } else { parts.join(", ") })
     }
 }
 
@@ -53,15 +58,16 @@ mod tests {
 
     #[test]
     fn plans_are_told_by_what_differs_from_the_plain_one() {
-        let told: Vec<String> = Plan::ALL.iter().map(Plan::to_string).collect();
-        assert_eq!(told, ["plain", "channels-last", "fused norm", "channels-last, fused norm"]);
-        assert_eq!(Plan::ALL[0], Plan::default());
+        let told: Vec<String> = Plan::of_sampling().iter().map(Plan::to_string).collect();
+        assert_eq!(told[..5], ["plain", "graph", "channels-last", "channels-last, graph", "fused norm"]);
+        assert_eq!(told[7], "channels-last, fused norm, graph");
+        assert_eq!(Plan::of_sampling()[0], Plan::default());
     }
 
     #[test]
     fn the_channels_come_to_lie_last() {
         let x = Tensor::arange(48, (Kind::Float, Device::Cpu)).view([2, 3, 4, 2]);
-        let plan = Plan::ALL[1];
+        let plan = Plan::TRAINING[1];
         let last = plan.arranged(&x);
         assert!(last.equal(&x));
         assert_eq!((last.stride(), Plan::PLAIN.arranged(&x).stride()), (vec![24, 1, 6, 3], vec![24, 8, 2, 1]));

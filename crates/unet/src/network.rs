@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn all_plans_compute_the_same() {
+    fn channels_last_computes_the_same() {
         let image = ImageShape { channels: 3, resolution: 8, label_dim: 0 };
         let x = latents(0, Stream::Noise, 0, 2, image.chw(), Device::Cpu).unwrap();
         let c_noise = Tensor::from_slice(&[0.3f32, -1.0]);
@@ -188,12 +188,10 @@ mod tests {
                 (f_x.detach(), grad)
             };
             let (expected, expected_grad) = of(Plan::PLAIN);
-            for plan in Plan::ALL {
-                let (found, grad) = of(plan);
-                let error = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
-                let errors = (error(&found, &expected), error(&grad, &expected_grad));
-                assert!(errors.0 < 1e-5 && errors.1 < 1e-5, "{plan}: {errors:?} {config:?}");
-            }
+            let (found, grad) = of(Plan { channels_last: true, ..Plan::PLAIN });
+            let error = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
+            let errors = (error(&found, &expected), error(&grad, &expected_grad));
+            assert!(errors.0 < 1e-5 && errors.1 < 1e-5, "{errors:?} {config:?}");
         }
     }
 

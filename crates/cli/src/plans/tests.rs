@@ -11,14 +11,17 @@ fn took(ms: f64, loss: f64, cosine: f64) -> Found {
 
 /// Of a trial of the plain plan and channels-last.
 fn of_two(precision: Precision, found: [Found; 2]) -> Verdict {
-    Verdict::of(&Trial { plans: Plan::ALL[..2].to_vec(), ..trial(precision) }, &found)
+    Verdict::of(&Trial { plans: Plan::TRAINING[..2].to_vec(), ..trial(precision) }, &found)
 }
 
 #[test]
 fn the_faster_right_plan_is_taken_and_the_other_is_told() {
     let verdict = |plain, last| of_two(Precision::Bf16, [took(plain, 2.0, 1.0), took(last, 1.999, 0.9995)]);
     let faster = verdict(95.0, 61.0);
-    assert_eq!((faster.plan, faster.text.as_str()), (Plan::ALL[1], "channels-last 61.000 ms a step; plain 95.000 ms"));
+    assert_eq!(
+        (faster.plan, faster.text.as_str()),
+        (Plan::TRAINING[1], "channels-last 61.000 ms a step; plain 95.000 ms")
+    );
     let slower = verdict(61.0, 95.0);
     assert_eq!((slower.plan, slower.text.as_str()), (Plan::PLAIN, "plain 61.000 ms a step; channels-last 95.000 ms"));
 }
@@ -39,7 +42,7 @@ fn wrong_and_crashed_plans_are_left_however_fast() {
     }
     // What half precision may differ by, f32 may not.
     let found = || took(10.0, 2.001, 1.0);
-    assert_eq!(told(Precision::Bf16, found()).plan, Plan::ALL[1]);
+    assert_eq!(told(Precision::Bf16, found()).plan, Plan::TRAINING[1]);
     assert_eq!(told(Precision::F32, found()).plan, Plan::PLAIN);
     let out_of_memory = [Found::Failed("CUDA out of memory".into()), Found::Begins];
     let verdict = of_two(Precision::F32, out_of_memory);
@@ -85,11 +88,24 @@ fn a_plain_plan_that_crashes_ends_the_trial() {
 }
 
 #[test]
+fn graphs_are_tried_where_small_networks_sample() {
+    let of = |preset, trains| {
+        let network = (&NetworkConfig::preset(preset).unwrap(), &PreconditioningConfig::default());
+        let image = ImageShape { channels: 3, resolution: 32, label_dim: 0 };
+        Trial::new(network, (image, Precision::F32), 4, trains).plans
+    };
+    assert_eq!(of("tiny", false), Plan::of_sampling());
+    assert_eq!(of("tiny", true), Plan::TRAINING);
+    assert_eq!(of("ddpmpp-cifar10", false), Plan::TRAINING);
+}
+
+#[test]
 fn a_verdict_is_of_a_gpu_and_a_network() {
     let (a, mut b) = (trial(Precision::Bf16), trial(Precision::Bf16));
     b.images = 512;
-    b.trains = false;
     assert_eq!(a.key("H100"), b.key("H100"));
+    b.trains = false;
+    assert_ne!(a.key("H100"), b.key("H100"));
     assert_ne!(a.key("H100"), a.key("H200"));
     assert_ne!(a.key("H100"), trial(Precision::F16).key("H100"));
 }

@@ -3,7 +3,7 @@
 use super::{Finding, Found, Trial};
 use crate::bench::median;
 use crate::{Ended, session};
-use lcsc_diffusion::{Conditioning, Model, Scalings, edm_loss, one_hot, random_classes};
+use lcsc_diffusion::{Conditioning, Denoiser, Model, Scalings, edm_loss, one_hot, random_classes};
 use lcsc_torch::tch::no_grad;
 use lcsc_torch::{
     Device, DeviceChoice, Error, Group, Kind, Plan, Precision, Result, Stream, Tensor, Weights, allow_tf32, catch,
@@ -29,9 +29,11 @@ pub fn command(device: DeviceChoice) -> miette::Result<Ended> {
     for (index, &plan) in trial.plans.iter().enumerate() {
         tell(&Finding { index, found: Found::Begins })?;
         let found = catch("trying a plan", || {
-            let result = work.result(plan)?;
+            let model = trial.model(plan);
+            let work = work.of(&model)?;
+            let result = work()?;
             let cosine = cosine(&result.direction, &plain.get_or_insert_with(|| result.clone()).direction)?;
-            Ok(Found::Took { seconds: work.seconds(plan)?, loss: result.loss, cosine })
+            Ok(Found::Took { seconds: seconds(&work, device)?, loss: result.loss, cosine })
         });
         tell(&Finding { index, found: found.unwrap_or_else(|e| Found::Failed(e.to_string())) })?;
     }
@@ -48,7 +50,6 @@ fn tell(finding: &Finding) -> miette::Result<()> {
 /// What all plans of a trial compute.
 struct Work<'t> {
     trial: &'t Trial,
-    device: Device,
     weights: Weights,
     images: Tensor,
     noise: Tensor,
@@ -87,13 +88,16 @@ impl<'t> Work<'t> {
             sigma: latents(0, Stream::Noise, 0, n, [1, 1, 1], device)?.f_view([-1])?.f_exp()?,
             conditioning: Conditioning { labels: one_hot(classes.as_ref(), image.label_dim), augment_labels: None },
             trial,
-            device,
         })
     }
 
-    fn result(&self, plan: Plan) -> Result<Outcome> {
-        let model = self.trial.model(plan);
-        if self.trial.trains { self.gradient(&model) } else { no_grad(|| self.denoised(&model)) }
+    /// What is repeated: of training a round with its weights, of sampling an evaluation, of which each set of weights has many.
+    fn of<'w>(&'w self, model: &'w Model) -> Result<Box<dyn Fn() -> Result<Outcome> + 'w>> {
+        if self.trial.trains {
+            return Ok(Box::new(|| self.gradient(model)));
+        }
+        let net = model.bind(&self.weights)?;
+        Ok(Box::new(move || no_grad(|| self.denoised(&net))))
     }
 
     /// Loss and gradient as a round of training takes them, without dropout: its mask depends on the plan.
@@ -108,27 +112,26 @@ impl<'t> Work<'t> {
     }
 
     /// The images that one evaluation of the network makes of noisy ones.
-    fn denoised(&self, model: &Model) -> Result<Outcome> {
-        let net = model.bind(&self.weights)?;
+    fn denoised(&self, net: &Denoiser) -> Result<Outcome> {
         let x = &self.images + &self.noise * self.sigma.f_view([-1, 1, 1, 1])?;
         let images = net.denoise(&x, &self.sigma, Scalings::Plain, &self.conditioning, false);
         let loss = (&images - &self.images).f_square()?.f_mean(Kind::Float)?.f_double_value(&[])?;
         Ok(Outcome { loss, direction: images.f_flatten(0, -1)? })
     }
+}
 
-    /// The median of some repeats.
-    fn seconds(&self, plan: Plan) -> Result<f64> {
-        self.result(plan)?;
-        synchronize(self.device);
-        let (mut seconds, first) = (Vec::new(), Instant::now());
-        while seconds.len() < REPEATS || first.elapsed() < AT_LEAST {
-            let began = Instant::now();
-            self.result(plan)?;
-            synchronize(self.device);
-            seconds.push(began.elapsed().as_secs_f64());
-        }
-        Ok(median(&seconds))
+/// The median of some repeats.
+fn seconds(work: impl Fn() -> Result<Outcome>, device: Device) -> Result<f64> {
+    work()?;
+    synchronize(device);
+    let (mut seconds, first) = (Vec::new(), Instant::now());
+    while seconds.len() < REPEATS || first.elapsed() < AT_LEAST {
+        let began = Instant::now();
+        work()?;
+        synchronize(device);
+        seconds.push(began.elapsed().as_secs_f64());
     }
+    Ok(median(&seconds))
 }
 
 /// ⟨a,b⟩/(‖a‖·‖b‖).

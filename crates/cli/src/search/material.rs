@@ -32,7 +32,7 @@ impl Material {
     pub fn load(session: &Session, plan: &Plan) -> Result<Self> {
         let config = &session.config;
         let stage = config.searched_stage().ok_or_else(|| Error::msg("the config has no stage to search"))?;
-        let model = session.model(stage);
+        let model = session.searched_model(stage);
         let partition = lcsc_search::partition(&lcsc_search::groups_of(&plan.search), &model.layout)?;
         let (rows, track_checkpoints) = checkpoints(session, stage, plan)?;
         if of_base(&rows) < 2 {

@@ -2,11 +2,9 @@
 
 use super::ranks::Ranks;
 use super::store::Store;
-use crate::bail;
-use crate::device::{loader_reason, near_places};
 use crate::error::Result;
+use crate::library::function;
 use crate::shim::checked;
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use std::ffi::{c_char, c_int, c_void};
 use std::time::Duration;
 use tch::Tensor;
@@ -28,28 +26,6 @@ unsafe extern "C" {
     fn lcsc_all_reduce(group: Handle, tensor: *const c_void) -> *mut c_char;
     fn lcsc_broadcast(group: Handle, tensor: *const c_void, root: c_int, timeout_ms: i64) -> *mut c_char;
     fn lcsc_all_gather(group: Handle, all: *const c_void, own: *const c_void) -> *mut c_char;
-}
-
-/// The library that scripts/build_nccl.sh makes.
-const NCCL: &str = "liblcsc_nccl.so";
-
-/// Opens the library for collectives among GPUs, once libtorch's CUDA half is open.
-///
-/// # Errors
-/// It is not there, or of another libtorch: with the loader's reason for each place.
-pub fn open_nccl_library() -> Result<Library> {
-    let mut reasons = Vec::new();
-    for place in near_places(NCCL) {
-        // SAFETY: the library's initialisers only set up what it uses of libtorch.
-        match unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_GLOBAL) } {
-            Err(e) => reasons.push(loader_reason(&e)),
-            Ok(library) => return Ok(library),
-        }
-    }
-    bail!(
-        "several GPUs need {NCCL}, which cannot be opened: {}. `scripts/setup.sh --cuda` builds it",
-        reasons.join("; ")
-    )
 }
 
 /// A `c10d::Backend`.
@@ -77,18 +53,8 @@ impl Backend {
 
     /// For tensors of CUDA device `index`, once libtorch's CUDA half is open.
     pub(super) fn nccl(store: &Store, ranks: &Ranks, index: usize) -> Result<Self> {
-        let library = open_nccl_library()?;
-        let opened = Self::open_nccl(&library, store, ranks, index);
-        std::mem::forget(library); // it stays until the process ends
-        opened
-    }
-
-    fn open_nccl(library: &Library, store: &Store, ranks: &Ranks, index: usize) -> Result<Self> {
         // SAFETY: this is the function's type in csrc/nccl.cpp.
-        let open: Symbol<OpenNccl> = match unsafe { library.get(b"lcsc_group_nccl\0") } {
-            Ok(open) => open,
-            Err(e) => bail!("{NCCL} is of another version ({e}): run scripts/setup.sh --cuda again"),
-        };
+        let open = unsafe { function::<OpenNccl>("lcsc_group_nccl")? };
         let (rank, size, index) = (ranks.rank as c_int, ranks.size as c_int, index as c_int);
         let mut handle = std::ptr::null_mut();
         // SAFETY: the store and the place to write to outlive the call.

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds .libtorch/liblcsc_nccl.so, by which several GPUs compute together (scripts/setup.sh --cuda calls this). It needs CUDA's
+# Builds .libtorch/liblcsc_cuda.so, by which several GPUs compute together and work of a GPU is recorded (scripts/setup.sh --cuda calls this). It needs CUDA's
 # headers, not its libraries: those that lie beside the CUDA build of torch, else the packages of PyPI. No GPU is needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=$PWD/.libtorch headers=$PWD/.libtorch/cuda-headers library=$PWD/.libtorch/liblcsc_nccl.so
-source=crates/torch/csrc/nccl.cpp
+out=$PWD/.libtorch headers=$PWD/.libtorch/cuda-headers library=$PWD/.libtorch/liblcsc_cuda.so
+sources=(crates/torch/csrc/nccl.cpp crates/torch/csrc/graph.cpp)
 
-[ -e "$library" ] && [ "$library" -nt "$source" ] && [ "$library" -nt "$out/build-version" ] && exit 0
+newest=$(ls -t "${sources[@]}" "$out/build-version" | head -n 1)
+[ -e "$library" ] && [ "$library" -nt "$newest" ] && exit 0
 # Of the versions that libtorch 2.11.0 was built with: the layout of its classes depends on them.
 packages=('nvidia-cuda-runtime==13.0.96' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*')
 nccl=$(find -L "$(readlink -f "$out/include")/../../nvidia/nccl/include" -name nccl.h -print -quit 2>/dev/null || true)
@@ -26,7 +27,7 @@ PY
   touch "$headers/ready"
 fi
 cuda=$headers/nvidia/cu13/include
-echo "setup: building liblcsc_nccl.so"
+echo "setup: building liblcsc_cuda.so"
 c++ -std=c++17 -O2 -fPIC -shared -w -fvisibility=hidden -DUSE_C10D_NCCL -I crates/torch/csrc/stubs/cuda \
   -I "$out/include" -I "$out/include/torch/csrc/api/include" -I "$cuda" -I "$cuda/cccl" \
-  -I "$(dirname "${nccl:-$headers/nvidia/nccl/include/nccl.h}")" -o "$library" "$source"
+  -I "$(dirname "${nccl:-$headers/nvidia/nccl/include/nccl.h}")" -o "$library" "${sources[@]}"
