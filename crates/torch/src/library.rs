@@ -45,3 +45,17 @@ pub(crate) unsafe fn function<T>(name: &str) -> Result<Symbol<T>> {
         Err(e) => bail!("{NAME} is of another version ({e}): run scripts/setup.sh --cuda again"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_is_named_with_the_remedy() {
+        if !tch::Cuda::is_available() {
+            let text = open_cuda_library().unwrap_err().to_string();
+            assert!(text.starts_with("liblcsc_cuda.so cannot be opened: "), "{text}");
+            assert!(text.ends_with("`scripts/setup.sh --cuda` builds it"), "{text}");
+        }
+    }
+}
