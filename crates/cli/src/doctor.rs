@@ -17,8 +17,8 @@ pub fn command(config: Option<&Path>) -> miette::Result<Ended> {
         CudaStatus::Available { library, devices } => {
             ui::say!("CUDA       {devices} device(s), cuDNN {}, through {library}", tch::Cuda::cudnn_is_available());
             match open_cuda_library() {
-                Ok(_) => ui::say!("NCCL       opens: several GPUs compute together"),
-                Err(reason) => ui::say!("NCCL       not available: {reason}"),
+                Ok(_) => ui::say!("CUDA part  opens: NCCL among several GPUs, and CUDA graphs"),
+                Err(reason) => ui::say!("CUDA part  not available: {reason}"),
             }
         }
         CudaStatus::NoDevice { library, driver } => {

@@ -6,7 +6,9 @@ mod trial;
 use crate::doctor::LIBTORCH;
 use crate::session::cache_folder;
 use lcsc_diffusion::{Model, PreconditioningConfig};
-use lcsc_torch::{Context, Device, DeviceChoice, Error, Group, Plan, Precision, Result, device_name, write_atomic};
+use lcsc_torch::{
+    Context, Device, DeviceChoice, Error, Group, Plan, Precision, Result, device_name, open_cuda_library, write_atomic,
+};
 use lcsc_unet::{ImageShape, NetworkConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -175,7 +177,10 @@ fn place(key: &str) -> Option<PathBuf> {
 }
 
 fn kept(key: &str) -> Option<Verdict> {
-    serde_json::from_slice(&std::fs::read(place(key)?).ok()?).ok()
+    let mut verdict: Verdict = serde_json::from_slice(&std::fs::read(place(key)?).ok()?).ok()?;
+    // Another build of this program may have found it.
+    verdict.plan.graph &= open_cuda_library().is_ok();
+    Some(verdict)
 }
 
 fn keep(key: &str, verdict: &Verdict) -> Result<()> {

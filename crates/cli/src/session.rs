@@ -7,7 +7,7 @@ use crate::{Ended, extractor, plans, progress, ranks, ui};
 use lcsc_data::Dataset;
 use lcsc_diffusion::Model;
 use lcsc_metrics::{Extractor, Preparation, RealImages, Scorer, Suite};
-use lcsc_search::Team;
+use lcsc_search::{Team, When};
 use lcsc_torch::{
     Device, DeviceChoice, Error, Group, Plan, Precision, Result, allow_tf32, catch, choose_kernels, cpu_threads,
     default_threads, open_cuda, set_cpu_threads, write_atomic,
@@ -78,7 +78,8 @@ impl<'a> Session<'a> {
         let image = config.image(&info);
         let plan = |trains| plans::choose(config.plan, &config.trial(image, trains), device, group).into_diagnostic();
         let training_plan = if purpose == Purpose::Train { plan(true)? } else { Plan::PLAIN };
-        let sampling_plan = plan(false)?;
+        let samples = purpose != Purpose::Train || config.search.when != When::Off;
+        let sampling_plan = if samples { plan(false)? } else { Plan::PLAIN };
         let training_hash = config.training_hash(&data.hash)?;
         group.same("data or weights files", &training_hash).into_diagnostic()?;
         let card = Card::new(&config, image, &data.hash);

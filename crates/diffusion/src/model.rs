@@ -8,7 +8,6 @@ use lcsc_torch::{
 };
 use lcsc_unet::{ImageShape, Inputs, Network, NetworkConfig};
 use rand_core::Rng;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Parameters of the largest network whose images are sampled in several chunks at once.
@@ -63,10 +62,13 @@ impl Model {
     /// # Errors
     /// The weights are of another layout, or the device has no room.
     pub fn bind(&self, weights: &Weights) -> Result<Denoiser<'_>> {
-        let theta = weights.theta.f_to_kind(self.precision.kind())?;
-        let params = self.layout.views(&theta, &weights.buffers)?.planned(self.plan);
-        static BOUND: AtomicU64 = AtomicU64::new(1);
-        Ok(Denoiser { model: self, params, number: BOUND.fetch_add(1, Ordering::Relaxed) })
+        let weights = weights.with_theta(weights.theta.f_to_kind(self.precision.kind())?);
+        Ok(Denoiser { model: self, params: self.params(&weights)?, weights })
+    }
+
+    /// The pieces of weights that are in the network's type, as the plan has them.
+    pub(crate) fn params(&self, weights: &Weights) -> Result<Params> {
+        Ok(self.layout.views(&weights.theta, &weights.buffers)?.planned(self.plan))
     }
 
     /// Whether the host has more to do with an evaluation than the device.
@@ -96,8 +98,8 @@ impl Model {
 pub struct Denoiser<'m> {
     model: &'m Model,
     params: Params,
-    /// Tells weights apart.
-    number: u64,
+    /// What they are pieces of.
+    weights: Weights,
 }
 
 /// What D is asked for.
@@ -118,11 +120,11 @@ impl Denoiser<'_> {
         conditioning: &Conditioning,
         train: bool,
     ) -> Tensor {
-        let Self { model, params, number } = self;
+        let Self { model, params, weights } = self;
         let evaluation = Evaluation { x, sigma, scalings, conditioning };
         if model.plan.graph && !train && !x.requires_grad() && !params.requires_grad() {
             let mut recordings = model.recordings.lock().unwrap_or_else(PoisonError::into_inner);
-            return unguarded(recordings.replayed(model, (params, *number), &evaluation));
+            return unguarded(recordings.replayed(model, weights, &evaluation));
         }
         model.evaluate(params, &evaluation, train)
     }

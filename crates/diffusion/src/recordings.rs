@@ -4,13 +4,16 @@
 use crate::model::{Conditioning, Evaluation, Model};
 use crate::precond::Scalings;
 use lcsc_torch::tch::no_grad;
-use lcsc_torch::{Graph, Params, Result, Tensor, copied};
+use lcsc_torch::{Graph, Result, Tensor, Weights, copied};
+
+/// Shapes of inputs that are kept: those of a search are few, and each has memory of its own.
+const MOST: usize = 8;
 
 /// All evaluations of a model that were recorded: one for each shape of its inputs.
 #[derive(Default)]
 pub(crate) struct Recordings {
-    /// The weights that all compute with, and whose they are.
-    weights: Option<(Params, u64)>,
+    /// Where all find their weights.
+    weights: Option<Weights>,
     all: Vec<Recorded>,
 }
 
@@ -24,14 +27,17 @@ struct Recorded {
 }
 
 impl Recordings {
-    /// D(x;σ) of weights that are told apart by a number, without gradient.
-    pub fn replayed(&mut self, model: &Model, weights: (&Params, u64), of: &Evaluation) -> Result<Tensor> {
+    /// D(x;σ) of these weights, without gradient.
+    pub fn replayed(&mut self, model: &Model, weights: &Weights, of: &Evaluation) -> Result<Tensor> {
         no_grad(|| {
-            self.take_weights(weights)?;
+            let own = self.own(weights)?;
             let index = match self.all.iter().position(|recorded| recorded.fits(of)) {
                 Some(index) => index,
                 None => {
-                    self.all.push(self.recorded(model, of)?);
+                    if self.all.len() == MOST {
+                        self.all.clear();
+                    }
+                    self.all.push(Recorded::new(model, &own, of)?);
                     self.all.len() - 1
                 }
             };
@@ -39,20 +45,21 @@ impl Recordings {
         })
     }
 
-    fn take_weights(&mut self, (params, number): (&Params, u64)) -> Result<()> {
-        match &mut self.weights {
-            Some((_, of)) if *of == number => {}
-            Some((own, of)) => {
-                own.take_values(params)?;
-                *of = number;
-            }
-            None => self.weights = Some((params.copied()?, number)),
+    /// The weights, copied to where recorded evaluations find them: one vector, of which the pieces are cut again each time.
+    fn own(&mut self, weights: &Weights) -> Result<Weights> {
+        if let Some(own) = &mut self.weights {
+            own.theta.f_copy_(&weights.theta)?;
+            own.buffers.iter_mut().zip(&weights.buffers).try_for_each(|(own, other)| own.f_copy_(other))?;
+            return Ok(own.with_theta(own.theta.shallow_clone()));
         }
-        Ok(())
+        let buffers = weights.buffers.iter().map(copied).collect::<Result<_>>()?;
+        let own = self.weights.insert(Weights { theta: copied(&weights.theta)?, buffers });
+        Ok(own.with_theta(own.theta.shallow_clone()))
     }
+}
 
-    fn recorded(&self, model: &Model, of: &Evaluation) -> Result<Recorded> {
-        let Some((params, _)) = &self.weights else { lcsc_torch::bail!("there are no weights to record with") };
+impl Recorded {
+    fn new(model: &Model, weights: &Weights, of: &Evaluation) -> Result<Self> {
         let copied_if = |t: &Option<Tensor>| t.as_ref().map(copied).transpose();
         let (x, sigma, scalings) = (copied(of.x)?, copied(of.sigma)?, of.scalings);
         let conditioning = Conditioning {
@@ -62,20 +69,18 @@ impl Recordings {
         let evaluation = Evaluation { x: &x, sigma: &sigma, scalings, conditioning: &conditioning };
         let mut images = None;
         let graph = Graph::record(x.device(), || {
-            images = Some(model.evaluate(params, &evaluation, false));
+            images = Some(model.evaluate(&model.params(weights)?, &evaluation, false));
             Ok(())
         })?;
         let Some(images) = images else { lcsc_torch::bail!("nothing was recorded") };
-        Ok(Recorded { x, sigma, scalings, conditioning, images, graph })
+        Ok(Self { x, sigma, scalings, conditioning, images, graph })
     }
-}
 
-impl Recorded {
     fn fits(&self, of: &Evaluation) -> bool {
         let same =
             |a: &Option<Tensor>, b: &Option<Tensor>| a.as_ref().map(Tensor::size) == b.as_ref().map(Tensor::size);
         let (own, other) = (&self.conditioning, of.conditioning);
-        self.x.size() == of.x.size()
+        (self.x.size(), self.x.device()) == (of.x.size(), of.x.device())
             && self.scalings == of.scalings
             && same(&own.labels, &other.labels)
             && same(&own.augment_labels, &other.augment_labels)

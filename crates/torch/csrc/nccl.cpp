@@ -1,5 +1,5 @@
 // Collectives on tensors of a GPU. A library of its own, built where CUDA's headers are and opened beside libtorch_cuda: the
-// program itself needs neither. See scripts/build_nccl.sh.
+// program itself needs neither. See scripts/build_cuda.sh.
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "guarded.h"

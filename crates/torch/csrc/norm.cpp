@@ -207,6 +207,7 @@ struct FusedNorm : torch::autograd::Function<FusedNorm> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
                                                  torch::autograd::variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "the fused group norm has no second derivative");
     auto saved = context->get_saved_variables();
     auto &x = saved[0], &weight = saved[1], &bias = saved[2], &scale = saved[3];
     auto groups = context->saved_data["groups"].toInt();
@@ -249,8 +250,14 @@ char *lcsc_group_norm(Tensor *x, Tensor *weight, Tensor *bias, Tensor *scale, Te
       TORCH_CHECK(!t || (t->scalar_type() == x->scalar_type() && t->device() == x->device()),
                   "the fused group norm takes tensors of one type and one device");
     }
-    TORCH_CHECK(x->is_cuda() && x->dim() == 4 && x->numel() > 0 && x->size(1) / groups <= 256, "no fused group norm of ", x->sizes(),
-                " on ", x->device());
+    TORCH_CHECK(x->is_cuda() && x->dim() == 4 && x->numel() > 0 && x->size(0) < 65536, "no fused group norm of ", x->sizes(), " on ",
+                x->device());
+    int64_t images = x->size(0), channels = x->size(1);
+    TORCH_CHECK(groups > 0 && channels % groups == 0 && channels / groups <= 256, "no fused group norm of ", channels, " channels in ",
+                groups, " groups");
+    TORCH_CHECK(weight->numel() == channels && bias->numel() == channels, "a weight and a bias for each of ", channels, " channels");
+    TORCH_CHECK(!scale == !shift && (!scale || (scale->numel() == images * channels && shift->numel() == images * channels)),
+                "a scale and a shift for each of ", images, " images and ", channels, " channels");
     c10::DeviceGuard guard(x->device());
     *out = new Tensor(FusedNorm::apply(*x, weight->contiguous(), bias->contiguous(), optional(scale), optional(shift), groups, eps, silu));
   });

@@ -1,4 +1,4 @@
-// Group norm, scale and shift, and SiLU in one pass over memory; and its gradient. NVRTC compiles this text when a GPU first needs
+// Group norm, scale and shift, and SiLU as one operation; and its gradient. NVRTC compiles this text when a GPU first needs
 // it, with VALUE=0 for f32, 1 for bf16, 2 for f16. Values are computed in f32, and each sum in an order of its own: results repeat.
 //
 // A block has one group of one image: `channels_per_group` channels of `pixels` values. Each of its threads stays with one channel.

@@ -1,6 +1,5 @@
 //! The names, shapes and places of a network's tensors inside one flat vector.
 
-use crate::device::copied;
 use crate::error::{Error, Result};
 use crate::noise::{Stream, derive_seed, standard_normal, unit_f64};
 use crate::plan::Plan;
@@ -257,24 +256,6 @@ impl Params {
     pub fn planned(self, plan: Plan) -> Self {
         let arranged = |tensor: Tensor| if tensor.dim() == 4 { plan.arranged(&tensor) } else { tensor };
         Self { tensors: self.tensors.into_iter().map(arranged).collect(), plan, ..self }
-    }
-
-    /// The same values in memory of their own, as they lie there.
-    ///
-    /// # Errors
-    /// The device has no room.
-    pub fn copied(&self) -> Result<Self> {
-        let copies = |all: &[Tensor]| all.iter().map(copied).collect::<Result<Vec<_>>>();
-        Ok(Self { tensors: copies(&self.tensors)?, buffers: copies(&self.buffers)?, plan: self.plan })
-    }
-
-    /// Takes over the values of others of the same layout; the tensors stay in their places.
-    ///
-    /// # Errors
-    /// Shapes differ.
-    pub fn take_values(&mut self, others: &Self) -> Result<()> {
-        let pairs = self.tensors.iter_mut().zip(&others.tensors).chain(self.buffers.iter_mut().zip(&others.buffers));
-        pairs.into_iter().try_for_each(|(own, other)| Ok(own.f_copy_(&other.f_detach()?)?))
     }
 
     /// Whether gradients flow to them.

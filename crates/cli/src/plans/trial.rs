@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Repeats of a plan that are timed, and how long they take at least.
 const REPEATS: usize = 5;
 const AT_LEAST: Duration = Duration::from_millis(300);
+/// Images of the gradient that is compared where none is repeated.
+const GRADIENT_IMAGES: i64 = 8;
 /// σ_data of EDM, which the loss of a trial is weighted with whatever the preconditioning.
 const SIGMA_DATA: f64 = 0.5;
 
@@ -30,12 +32,20 @@ pub fn command(device: DeviceChoice) -> miette::Result<Ended> {
         tell(&Finding { index, found: Found::Begins })?;
         let found = catch("trying a plan", || {
             let model = trial.model(plan);
-            let work = work.of(&model)?;
-            let result = work()?;
-            let cosine = cosine(&result.direction, &plain.get_or_insert_with(|| result.clone()).direction)?;
-            Ok(Found::Took { seconds: seconds(&work, device)?, loss: result.loss, cosine })
+            let gradient = work.gradient(&model)?.direction;
+            let repeated = work.of(&model)?;
+            let Outcome { loss, direction } = repeated()?;
+            let own = [gradient, direction];
+            let [of_gradient, of_work] = plain.get_or_insert_with(|| own.each_ref().map(Tensor::shallow_clone));
+            let cosine = cosine(&own[0], of_gradient)?.min(cosine(&own[1], of_work)?);
+            Ok(Found::Took { seconds: seconds(&repeated, device)?, loss, cosine })
         });
+        let failed = found.is_err();
         tell(&Finding { index, found: found.unwrap_or_else(|e| Found::Failed(e.to_string())) })?;
+        if failed {
+            // It may have left the GPU's context unusable: a new process tries the rest.
+            break;
+        }
     }
     Ok(Ended::Done)
 }
@@ -63,12 +73,6 @@ struct Outcome {
     loss: f64,
     /// The gradient of all parameters, or where the trial does not train the denoised images; flat.
     direction: Tensor,
-}
-
-impl Clone for Outcome {
-    fn clone(&self) -> Self {
-        Self { loss: self.loss, direction: self.direction.shallow_clone() }
-    }
 }
 
 impl<'t> Work<'t> {
@@ -100,13 +104,19 @@ impl<'t> Work<'t> {
         Ok(Box::new(move || no_grad(|| self.denoised(&net))))
     }
 
-    /// Loss and gradient as a round of training takes them, without dropout: its mask depends on the plan.
+    /// Loss and gradient as a round of training takes them, without dropout: its mask depends on the plan. Where the trial does
+    /// not train, of a few images: a search by gradient takes them, in pieces of its own.
     fn gradient(&self, model: &Model) -> Result<Outcome> {
+        let n = if self.trial.trains { self.images.size()[0] } else { self.images.size()[0].min(GRADIENT_IMAGES) };
+        let first = |t: &Tensor| t.f_narrow(0, 0, n);
+        let labels = self.conditioning.labels.as_ref().map(first).transpose()?;
+        let conditioning = Conditioning { labels, augment_labels: None };
+        let [images, sigma, noise] = [first(&self.images)?, first(&self.sigma)?, first(&self.noise)?];
         let kind = self.trial.precision.kind();
         let leaf = self.weights.theta.f_detach()?.f_to_kind(kind)?.f_set_requires_grad(true)?;
         let net = model.bind(&self.weights.with_theta(leaf.shallow_clone()))?;
-        let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Plain, &self.conditioning, false);
-        let loss = edm_loss(denoise, &self.images, &self.sigma, &self.noise, SIGMA_DATA).f_mean(Kind::Float)?;
+        let denoise = |x: &Tensor, s: &Tensor| net.denoise(x, s, Scalings::Plain, &conditioning, false);
+        let loss = edm_loss(denoise, &images, &sigma, &noise, SIGMA_DATA).f_mean(Kind::Float)?;
         let direction = Tensor::f_run_backward(&[&loss], &[&leaf], false, false)?.remove(0);
         Ok(Outcome { loss: loss.f_double_value(&[])?, direction })
     }
