@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds .libtorch/liblcsc_cuda.so, by which several GPUs compute together and work of a GPU is recorded (scripts/setup.sh --cuda calls this). It needs CUDA's
-# headers, not its libraries: those that lie beside the CUDA build of torch, else the packages of PyPI. No GPU is needed.
+# Builds .libtorch/liblcsc_cuda.so, by which several GPUs compute together and work of a GPU is recorded (scripts/setup.sh --cuda
+# calls this). It needs CUDA's headers, not its libraries: those that lie beside the CUDA build of torch, else the packages of
+# PyPI. No GPU is needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$PWD/.libtorch headers=$PWD/.libtorch/cuda-headers library=$PWD/.libtorch/liblcsc_cuda.so

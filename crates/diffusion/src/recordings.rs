@@ -14,6 +14,8 @@ const MOST: usize = 8;
 pub(crate) struct Recordings {
     /// Where all find their weights.
     weights: Option<Weights>,
+    /// Whose buffers those are copies of: all candidates of a search share them.
+    source: Vec<Tensor>,
     all: Vec<Recorded>,
 }
 
@@ -49,10 +51,15 @@ impl Recordings {
     fn own(&mut self, weights: &Weights) -> Result<Weights> {
         if let Some(own) = &mut self.weights {
             own.theta.f_copy_(&weights.theta)?;
-            own.buffers.iter_mut().zip(&weights.buffers).try_for_each(|(own, other)| own.f_copy_(other))?;
+            let is_same = |(a, b): (&Tensor, &Tensor)| a.data_ptr() == b.data_ptr();
+            if !self.source.iter().zip(&weights.buffers).all(is_same) {
+                own.buffers.iter_mut().zip(&weights.buffers).try_for_each(|(own, other)| own.f_copy_(other))?;
+                self.source = weights.buffers.iter().map(Tensor::shallow_clone).collect();
+            }
             return Ok(own.with_theta(own.theta.shallow_clone()));
         }
         let buffers = weights.buffers.iter().map(copied).collect::<Result<_>>()?;
+        self.source = weights.buffers.iter().map(Tensor::shallow_clone).collect();
         let own = self.weights.insert(Weights { theta: copied(&weights.theta)?, buffers });
         Ok(own.with_theta(own.theta.shallow_clone()))
     }

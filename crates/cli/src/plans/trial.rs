@@ -32,12 +32,15 @@ pub fn command(device: DeviceChoice) -> miette::Result<Ended> {
         tell(&Finding { index, found: Found::Begins })?;
         let found = catch("trying a plan", || {
             let model = trial.model(plan);
-            let gradient = work.gradient(&model)?.direction;
             let repeated = work.of(&model)?;
             let Outcome { loss, direction } = repeated()?;
-            let own = [gradient, direction];
-            let [of_gradient, of_work] = plain.get_or_insert_with(|| own.each_ref().map(Tensor::shallow_clone));
-            let cosine = cosine(&own[0], of_gradient)?.min(cosine(&own[1], of_work)?);
+            let mut own = vec![direction];
+            if !trial.trains {
+                own.push(work.gradient(&model)?.direction);
+            }
+            let plain = plain.get_or_insert_with(|| own.iter().map(Tensor::shallow_clone).collect::<Vec<_>>());
+            let cosines = own.iter().zip(plain.iter()).map(|(own, plain)| cosine(own, plain));
+            let cosine = cosines.collect::<Result<Vec<_>>>()?.into_iter().fold(1.0, f64::min);
             Ok(Found::Took { seconds: seconds(&repeated, device)?, loss, cosine })
         });
         let failed = found.is_err();
@@ -149,5 +152,9 @@ fn cosine(a: &Tensor, b: &Tensor) -> Result<f64> {
     let dot = |x: &Tensor, y: &Tensor| -> Result<f64> { Ok(x.f_mul(y)?.f_sum(Kind::Float)?.f_double_value(&[])?) };
     let [a, b] = [a.f_to_kind(Kind::Float)?, b.f_to_kind(Kind::Float)?];
     let norms = dot(&a, &a)? * dot(&b, &b)?;
-    if norms > 0.0 { Ok(dot(&a, &b)? / norms.sqrt()) } else { Err(Error::msg("a gradient is zero or not finite")) }
+    if norms > 0.0 && norms.is_finite() {
+        Ok(dot(&a, &b)? / norms.sqrt())
+    } else {
+        Err(Error::msg("a gradient is zero or not finite"))
+    }
 }
