@@ -53,8 +53,9 @@ fn on_gpus(command: &mut Command) -> &mut Command {
 pub fn succeed_with_gpus(folder: &Path, args: &[&str]) -> (Ended, Counted) {
     let ended: Ended = with_gpus(folder, args).output().unwrap().into();
     assert_eq!(ended.status, Some(0), "lcsc {}\n{}", args.join(" "), ended.stderr);
-    let counted = Counted::of(&ended.stderr);
-    (ended, counted)
+    let counted = Counted::all(&ended.stderr);
+    assert_eq!(counted.len(), 1, "{}", ended.stderr);
+    (ended, counted[0])
 }
 
 /// What the stand-in tells at the end of a process.
@@ -67,11 +68,15 @@ pub struct Counted {
 }
 
 impl Counted {
-    fn of(stderr: &str) -> Self {
-        let line = stderr.lines().find_map(|line| line.strip_prefix("[standin] ")).expect("the stand-in was opened");
-        let numbers: Vec<u64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
-        let [waits, first, second] = numbers[..] else { panic!("{line}") };
-        Self { waits, work: [first, second] }
+    /// Of all processes that wrote to it.
+    pub fn all(stderr: &str) -> Vec<Self> {
+        let lines = stderr.lines().filter_map(|line| line.split_once("[standin] "));
+        let counted = |(_, line): (&str, &str)| {
+            let numbers: Vec<u64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+            let [waits, first, second] = numbers[..] else { panic!("{line}") };
+            Self { waits, work: [first, second] }
+        };
+        lines.map(counted).collect()
     }
 }
 
@@ -109,7 +114,9 @@ fn written(path: &Path) -> SystemTime {
 fn build(library: &Path) {
     let new = library.with_extension("new");
     let mut compiler = Command::new("c++");
-    compiler.args(["-std=c++17", "-O1", "-fPIC", "-shared", "-w"]);
+    compiler.args(["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-DUSE_C10D_GLOO"]);
+    // What libtorch keeps of Gloo to itself is never looked into.
+    compiler.arg("-I").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/torch/csrc/stubs/gloo"));
     for include in ["include", "include/torch/csrc/api/include"] {
         compiler.arg("-I").arg(Path::new(LIBTORCH).join(include));
     }

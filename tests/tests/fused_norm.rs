@@ -22,7 +22,21 @@ fn plain(t: &[Tensor; 5], groups: i64, modulated: bool, silu: bool) -> Tensor {
 
 fn fused(t: &[Tensor; 5], groups: i64, modulated: bool, silu: bool) -> Tensor {
     let modulation = modulated.then_some([&t[3], &t[4]]);
-    fused_group_norm(&t[0], NormOperands { weight: &t[1], bias: &t[2], groups, eps: 1e-5, modulation, silu })
+    fused_with_dropout(t, groups, modulation, silu, 0.0)
+}
+
+fn fused_with_dropout(
+    t: &[Tensor; 5],
+    groups: i64,
+    modulation: Option<[&Tensor; 2]>,
+    silu: bool,
+    dropout: f64,
+) -> Tensor {
+    fused_group_norm(&t[0], NormOperands { weight: &t[1], bias: &t[2], groups, eps: 1e-5, modulation, silu, dropout })
+}
+
+fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 /// y and the gradients of Σ y·direction by what went in.
@@ -58,7 +72,7 @@ fn values_and_gradients_are_those_of_libtorchs_operations() {
                 let doubles = rounded.each_ref().map(|t| t.to_kind(Kind::Double));
                 let mut inputs = rounded.each_ref().map(|t| t.to(GPU));
                 if last {
-                    inputs[0] = inputs[0].permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+                    inputs[0] = channels_last(&inputs[0]);
                 }
                 let expected = results(|t| plain(t, groups, modulated, silu), &doubles, modulated);
                 let found = results(|t| fused(t, groups, modulated, silu), &inputs, modulated);
@@ -72,5 +86,46 @@ fn values_and_gradients_are_those_of_libtorchs_operations() {
         // The memory of a result is arranged as that of its input.
         let t = operands(size).map(|t| t.to(GPU));
         assert_eq!(fused(&t, groups, false, true).stride(), t[0].stride());
+    }
+}
+
+#[test]
+fn dropout_zeroes_its_share_of_the_values_and_of_the_gradient() {
+    if !is_inside("dropout_zeroes_its_share_of_the_values_and_of_the_gradient") {
+        return;
+    }
+    const P: f64 = 0.25;
+    let exact = operands([4, 32, 16, 16]);
+    let inputs = exact.each_ref().map(|t| t.to(GPU));
+    let dropped = |t: &[Tensor; 5], seed| {
+        lcsc_torch::tch::manual_seed(seed);
+        fused_with_dropout(t, 8, Some([&t[3], &t[4]]), true, P)
+    };
+    let kept = |y: &Tensor| y.to(Device::Cpu).ne(0.0);
+    let mask = kept(&dropped(&inputs, 1));
+    let share = |of: &Tensor| of.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+    // Five standard deviations of 32,768 draws, and of a quarter of them for two images.
+    let is_near =
+        |found: f64, expected: f64, width: f64| assert!((found - expected).abs() < width, "{found}, {expected}");
+    is_near(share(&mask), 1.0 - P, 0.012);
+    // As often alike as independent masks: another seed, another image, the next channel, the next pixel.
+    let alike = (1.0 - P).powi(2) + P.powi(2);
+    is_near(share(&mask.eq_tensor(&kept(&dropped(&inputs, 2)))), alike, 0.014);
+    is_near(share(&mask.get(0).eq_tensor(&mask.get(1))), alike, 0.027);
+    for dim in [1, 3] {
+        let next = mask.roll([1], [dim]);
+        is_near(share(&mask.eq_tensor(&next)), alike, 0.014);
+    }
+    // The same whatever the layout.
+    let mut last = inputs.each_ref().map(Tensor::shallow_clone);
+    last[0] = channels_last(&last[0]);
+    assert_eq!(kept(&dropped(&last, 1)), mask);
+    let doubles = exact.each_ref().map(|t| t.to_kind(Kind::Double));
+    let expected = results(|t| plain(t, 8, true, true) * &mask / (1.0 - P), &doubles, true);
+    for inputs in [&inputs, &last] {
+        let found = results(|t| dropped(t, 1), inputs, true);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(error(found, expected) < 1e-5, "{}", error(found, expected));
+        }
     }
 }

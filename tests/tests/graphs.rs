@@ -3,7 +3,7 @@
 use lcsc_diffusion::{Conditioning, Model, PreconditioningConfig, Scalings, one_hot};
 use lcsc_tests::standin::is_inside;
 use lcsc_torch::tch::no_grad;
-use lcsc_torch::{Device, Kind, Plan, Precision, Stream, Tensor, Weights, latents};
+use lcsc_torch::{Device, Error, Graph, Kind, Plan, Precision, Stream, Tensor, Weights, catch, latents};
 use lcsc_unet::{ImageShape, NetworkConfig, SongUNetConfig};
 
 const GPU: Device = Device::Cuda(0);
@@ -57,4 +57,29 @@ fn recorded_evaluations_are_those_of_the_plain_plan() {
     let denoised =
         net.denoise(&x, &Tensor::ones([2], (Kind::Float, GPU)), Scalings::Plain, &Conditioning::default(), false);
     assert!(denoised.requires_grad());
+}
+
+#[test]
+fn a_recording_that_fails_leaves_the_next_one_whole() {
+    if !is_inside("a_recording_that_fails_leaves_the_next_one_whole") {
+        return;
+    }
+    let x = Tensor::ones([3], (Kind::Float, GPU));
+    // The work is called twice: at first to see that it can be done.
+    for last in [1, 2] {
+        let mut calls = 0;
+        let error = Graph::record(GPU, || {
+            calls += 1;
+            if calls == last { Err(Error::msg("no room")) } else { Ok(()) }
+        });
+        assert_eq!((error.err().unwrap().to_string(), calls), ("no room".to_string(), last));
+    }
+    let waits = || Graph::record(GPU, || x.f_sum(Kind::Float)?.f_double_value(&[]).map(|_| ()).map_err(Error::from));
+    let text = catch("recording", waits).err().unwrap().to_string();
+    assert!(text.contains("nobody may wait"), "{text}");
+    let mut y = x.shallow_clone();
+    let graph = Graph::record(GPU, || y.f_add_(&x).map(|_| ()).map_err(Error::from)).unwrap();
+    let before = y.double_value(&[0]);
+    graph.replay().unwrap();
+    assert_eq!(y.double_value(&[0]), 2.0 * before);
 }

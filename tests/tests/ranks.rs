@@ -1,5 +1,6 @@
 //! Several processes on the loopback address: they train and search what one does, and end together when one fails.
 
+use lcsc_tests::standin::Counted;
 use lcsc_tests::*;
 use lcsc_torch::{Kind, Tensor};
 use lcsc_trajectory::{RunFolder, TrainingState};
@@ -133,6 +134,33 @@ fn gradients_may_travel_in_bf16() {
     let distance = distance(half.path(), exact.path());
     println!("relative distance of the parameters: {distance:e}");
     assert!((1e-6..1e-2).contains(&distance), "{distance}");
+}
+
+#[test]
+fn ranks_on_gpus_find_what_one_gpu_does() {
+    if !standin::is_usable() {
+        return;
+    }
+    let [one, two] = [(); 2].map(|()| workplace());
+    let sets =
+        ["device=cuda", "plan=plain", "search.images=32", "search.selection_images=32", "search.report_images=32"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).chain(HALVES).collect();
+    let found = [(&one, "1"), (&two, "2")].map(|(folder, ranks)| {
+        let ended: Ended = standin::with_gpus(folder.path(), &on(ranks, &RUN, &sets)).output().unwrap().into();
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        let mut work: Vec<[bool; 2]> = Counted::all(&ended.stderr).iter().map(|c| c.work.map(|n| n > 1000)).collect();
+        work.sort();
+        (work, without_times(&folder.path().join("run/search/default/evaluations.jsonl")))
+    });
+    // Each rank on a GPU of its own.
+    assert_eq!(found[0].0, [[true, false]]);
+    assert_eq!(found[1].0, [[false, true], [true, false]]);
+    assert_equal(two.path(), one.path());
+    let scores = |i: usize| found[i].1.iter().filter_map(|line: &Value| line["fd"].as_f64()).collect::<Vec<_>>();
+    assert_eq!(scores(1).len(), scores(0).len());
+    for (a, b) in scores(1).iter().zip(scores(0)) {
+        assert!((a - b).abs() < 1e-3 * b, "{a} on two GPUs, {b} on one");
+    }
 }
 
 /// Processes whose parent this is.

@@ -1,4 +1,4 @@
-// Group norm with scale, shift and SiLU as one operation of a GPU: norm.cu, compiled by NVRTC for the GPU at hand.
+// Group norm with scale, shift, SiLU and dropout as one operation of a GPU: norm.cu, compiled by NVRTC for the GPU at hand.
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -178,10 +178,12 @@ const void *address(const std::optional<Tensor> &tensor) {
 }
 
 Norm described(const Tensor &x, const Tensor &weight, const Tensor &bias, const std::optional<Tensor> &scale,
-               const std::optional<Tensor> &shift, int64_t groups, double eps, bool silu) {
+               const std::optional<Tensor> &shift, const std::optional<Tensor> &seed, double dropout, int64_t groups, double eps,
+               bool silu) {
   Norm norm{};
   norm.x = x.const_data_ptr(), norm.weight = weight.const_data_ptr(), norm.bias = bias.const_data_ptr();
   norm.scale = address(scale), norm.shift = address(shift);
+  norm.seed = static_cast<const long *>(address(seed)), norm.keep = 1 - dropout;
   norm.eps = eps, norm.channels = x.size(1), norm.channels_per_group = x.size(1) / groups, norm.pixels = x.size(2) * x.size(3);
   norm.channels_last = format_of(x) == at::MemoryFormat::ChannelsLast, norm.silu = silu;
   return norm;
@@ -189,16 +191,18 @@ Norm described(const Tensor &x, const Tensor &weight, const Tensor &bias, const 
 
 struct FusedNorm : torch::autograd::Function<FusedNorm> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &given, const Tensor &weight, const Tensor &bias,
-                        const std::optional<Tensor> &scale, const std::optional<Tensor> &shift, int64_t groups, double eps,
-                        bool silu) {
+                        const std::optional<Tensor> &scale, const std::optional<Tensor> &shift, const std::optional<Tensor> &seed,
+                        double dropout, int64_t groups, double eps, bool silu) {
     auto x = given.contiguous(format_of(given));
     auto y = at::empty_like(x);
     auto statistics = x.options().dtype(at::kFloat);
     auto mean = at::empty({x.size(0), groups}, statistics), rstd = at::empty_like(mean);
-    auto norm = described(x, weight, bias, scale, shift, groups, eps, silu);
+    auto norm = described(x, weight, bias, scale, shift, seed, dropout, groups, eps, silu);
     norm.y = y.data_ptr(), norm.mean = mean.data_ptr<float>(), norm.rstd = rstd.data_ptr<float>();
     launch(x, groups, true, norm);
-    context->save_for_backward({x, weight, bias, scale.value_or(Tensor()), shift.value_or(Tensor()), mean, rstd});
+    auto given_or_none = [](const std::optional<Tensor> &tensor) { return tensor.value_or(Tensor()); };
+    context->save_for_backward({x, weight, bias, given_or_none(scale), given_or_none(shift), given_or_none(seed), mean, rstd});
+    context->saved_data["dropout"] = dropout;
     context->saved_data["groups"] = groups;
     context->saved_data["eps"] = eps;
     context->saved_data["silu"] = silu;
@@ -210,14 +214,15 @@ struct FusedNorm : torch::autograd::Function<FusedNorm> {
     TORCH_CHECK(!at::GradMode::is_enabled(), "the fused group norm has no second derivative");
     auto saved = context->get_saved_variables();
     auto &x = saved[0], &weight = saved[1], &bias = saved[2], &scale = saved[3];
-    auto groups = context->saved_data["groups"].toInt();
+    auto &kept = context->saved_data;
     auto grad_y = gradients[0].to(x.scalar_type()).contiguous(format_of(x));
     auto grad_x = at::empty_like(x);
     auto sum = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), sum_x = at::empty_like(sum);
-    auto norm = described(x, weight, bias, scale, saved[4], groups, context->saved_data["eps"].toDouble(),
-                          context->saved_data["silu"].toBool());
+    auto groups = kept["groups"].toInt();
+    auto norm = described(x, weight, bias, scale, saved[4], saved[5], kept["dropout"].toDouble(), groups, kept["eps"].toDouble(),
+                          kept["silu"].toBool());
     norm.grad_y = grad_y.const_data_ptr(), norm.grad_x = grad_x.data_ptr();
-    norm.mean = saved[5].data_ptr<float>(), norm.rstd = saved[6].data_ptr<float>();
+    norm.mean = saved[6].data_ptr<float>(), norm.rstd = saved[7].data_ptr<float>();
     norm.sum = sum.data_ptr<float>(), norm.sum_x = sum_x.data_ptr<float>();
     launch(x, groups, false, norm);
     Tensor grad_scale, grad_shift;
@@ -230,7 +235,7 @@ struct FusedNorm : torch::autograd::Function<FusedNorm> {
       of_weight = sum_x * factor, of_bias = sum * factor;
     }
     return {grad_x, of_weight.sum(0).to(weight.scalar_type()), of_bias.sum(0).to(bias.scalar_type()), grad_scale, grad_shift,
-            Tensor(), Tensor(), Tensor()};
+            Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -241,9 +246,10 @@ extern "C" {
 // Where CUDA's compiler and driver are found when they are first needed.
 void lcsc_set_cuda_path(const char *path) { cuda_path = path; }
 
-// silu(group_norm(x)·(1 + scale) + shift), with parts that may be left out; x [B,C,H,W], weight and bias [C], scale and shift [B,C].
+// dropout(silu(group_norm(x)·(1 + scale) + shift)), with parts that may be left out; x [B,C,H,W], weight and bias [C], scale and
+// shift [B,C].
 char *lcsc_group_norm(Tensor *x, Tensor *weight, Tensor *bias, Tensor *scale, Tensor *shift, int64_t groups, double eps, bool silu,
-                      Tensor **out) {
+                      double dropout, Tensor **out) {
   return guarded([&] {
     auto optional = [](Tensor *t) { return t ? std::optional<Tensor>(t->contiguous()) : std::nullopt; };
     for (auto *t : {weight, bias, scale, shift}) {
@@ -258,8 +264,13 @@ char *lcsc_group_norm(Tensor *x, Tensor *weight, Tensor *bias, Tensor *scale, Te
     TORCH_CHECK(weight->numel() == channels && bias->numel() == channels, "a weight and a bias for each of ", channels, " channels");
     TORCH_CHECK(!scale == !shift && (!scale || (scale->numel() == images * channels && shift->numel() == images * channels)),
                 "a scale and a shift for each of ", images, " images and ", channels, " channels");
+    TORCH_CHECK(dropout >= 0 && dropout < 1, "no dropout of ", dropout);
     c10::DeviceGuard guard(x->device());
-    *out = new Tensor(FusedNorm::apply(*x, weight->contiguous(), bias->contiguous(), optional(scale), optional(shift), groups, eps, silu));
+    std::optional<Tensor> seed;
+    // Drawn on the GPU, for which the host does not wait.
+    if (dropout > 0) seed = at::empty({1}, x->options().dtype(at::kLong)).random_();
+    *out = new Tensor(FusedNorm::apply(*x, weight->contiguous(), bias->contiguous(), optional(scale), optional(shift), seed, dropout, groups,
+                                       eps, silu));
   });
 }
 

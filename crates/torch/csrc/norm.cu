@@ -1,4 +1,4 @@
-// Group norm, scale and shift, and SiLU as one operation; and its gradient. NVRTC compiles this text when a GPU first needs
+// Group norm, scale and shift, SiLU and dropout as one operation; and its gradient. NVRTC compiles this text when a GPU first needs
 // it, with VALUE=0 for f32, 1 for bf16, 2 for f16. Values are computed in f32, and each sum in an order of its own: results repeat.
 //
 // A block has one group of one image: `channels_per_group` channels of `pixels` values. Each of its threads stays with one channel.
@@ -11,7 +11,8 @@ struct Norm {
   void *y, *grad_x;
   float *mean, *rstd;             // [B,G]
   float *sum, *sum_x;             // [B,C]: over the pixels, of the gradient before SiLU, alone and times the normalized x
-  float eps;
+  const long *seed;               // [1], of dropout's mask, or null for no dropout
+  float keep, eps;                // `keep`: the share of values that dropout keeps
   int channels, channels_per_group, pixels, channels_last, silu;
 };
 
@@ -100,6 +101,30 @@ struct Affine {
   }
 };
 
+// MurmurHash3's finaliser.
+__device__ unsigned mixed(unsigned bits) {
+  bits = (bits ^ bits >> 16) * 0x85ebca6b;
+  bits = (bits ^ bits >> 13) * 0xc2b2ae35;
+  return bits ^ bits >> 16;
+}
+
+// Dropout's factor of a value: a function of the seed, the image and the place in [C,H,W], so that the gradient needs no mask.
+struct Dropout {
+  unsigned key, first;
+  float keep;
+
+  __device__ Dropout(const Norm &n, const Share &share) : keep(n.seed ? n.keep : 1) {
+    unsigned long seed = n.seed ? *n.seed : 0;
+    key = mixed(mixed(static_cast<unsigned>(seed) + blockIdx.y) ^ static_cast<unsigned>(seed >> 32));
+    first = (blockIdx.x * n.channels_per_group + share.channel) * n.pixels;
+  }
+
+  __device__ float factor(int pixel) const {
+    if (keep == 1) return 1;
+    return (mixed(mixed(first + pixel) + key) >> 8) < keep * 0x1p24f ? 1 / keep : 0;
+  }
+};
+
 KERNEL(norm_forward)(Norm n) {
   Share share(n);
   auto x = static_cast<const Value *>(n.x);
@@ -118,10 +143,11 @@ KERNEL(norm_forward)(Norm n) {
     n.rstd[of_group] = rstd;
   }
   Affine affine(n, share);
+  Dropout dropout(n, share);
   for (int p = share.first; p < n.pixels; p += share.stride) {
     long at = share.place + p * share.step;
     float z = (load(x[at]) - mean) * rstd * affine.gain + affine.offset;
-    y[at] = store(n.silu ? z / (1 + expf(-z)) : z);
+    y[at] = store((n.silu ? z / (1 + expf(-z)) : z) * dropout.factor(p));
   }
 }
 
@@ -139,10 +165,11 @@ KERNEL(norm_backward)(Norm n) {
   int of_group = blockIdx.y * gridDim.x + blockIdx.x;
   float mean = n.mean[of_group], rstd = n.rstd[of_group], sum = 0, sum_x = 0;
   Affine affine(n, share);
+  Dropout dropout(n, share);
   for (int p = share.first; p < n.pixels; p += share.stride) {
     long at = share.place + p * share.step;
     float normalized = (load(x[at]) - mean) * rstd;
-    float grad = before_silu(n, normalized * affine.gain + affine.offset, load(grad_y[at]));
+    float grad = before_silu(n, normalized * affine.gain + affine.offset, load(grad_y[at]) * dropout.factor(p));
     sum += grad;
     sum_x += grad * normalized;
   }
@@ -167,7 +194,7 @@ KERNEL(norm_backward)(Norm n) {
   for (int p = share.first; p < n.pixels; p += share.stride) {
     long at = share.place + p * share.step;
     float normalized = (load(x[at]) - mean) * rstd;
-    float grad = before_silu(n, normalized * affine.gain + affine.offset, load(grad_y[at]));
+    float grad = before_silu(n, normalized * affine.gain + affine.offset, load(grad_y[at]) * dropout.factor(p));
     grad_x[at] = store(rstd * (affine.gain * grad - of_mean - normalized * of_rstd));
   }
 }

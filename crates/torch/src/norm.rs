@@ -18,6 +18,7 @@ unsafe extern "C" {
         groups: i64,
         eps: f64,
         silu: bool,
+        dropout: f64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
 }
@@ -35,11 +36,14 @@ pub struct NormOperands<'t> {
     pub eps: f64,
     /// Scale and shift of each image, `[B,C]` both.
     pub modulation: Option<[&'t Tensor; 2]>,
-    /// Whether SiLU ends it.
+    /// Whether SiLU follows.
     pub silu: bool,
+    /// Probability, in [0, 1), with which a value becomes zero in the end, the others growing to keep the mean. The mask follows
+    /// torch's global generator, but is not that of torch's own dropout.
+    pub dropout: f64,
 }
 
-/// `silu(group_norm(x)·(1 + scale) + shift)` of `x` `[B,C,H,W]` on a GPU in f32, bf16 or f16, whatever of it is asked for;
+/// `dropout(silu(group_norm(x)·(1 + scale) + shift))` of `x` `[B,C,H,W]` on a GPU in f32, bf16 or f16, whatever of it is asked for;
 /// contiguous or with the channels last, as `x` is. It is computed in f32 and rounded once. It has a gradient, but no second one.
 /// The kernel is compiled when a GPU first needs it, by libtorch's NVRTC.
 ///
@@ -65,6 +69,7 @@ fn launched(x: &Tensor, operands: NormOperands) -> Result<Tensor> {
             operands.groups,
             operands.eps,
             operands.silu,
+            operands.dropout,
             &mut out,
         )
     })?;
@@ -89,7 +94,15 @@ mod tests {
     fn without_a_gpu_it_is_an_error() {
         let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
         let (x, weight) = (ones(&[2, 8, 4, 4]), ones(&[8]));
-        let norm = NormOperands { weight: &weight, bias: &weight, groups: 2, eps: 1e-5, modulation: None, silu: true };
+        let norm = NormOperands {
+            weight: &weight,
+            bias: &weight,
+            groups: 2,
+            eps: 1e-5,
+            modulation: None,
+            silu: true,
+            dropout: 0.0,
+        };
         let text = catch("trying", || Ok(fused_group_norm(&x, norm))).unwrap_err().to_string();
         assert!(
             text.contains("during trying") && text.contains("no fused group norm of [2, 8, 4, 4] on cpu"),

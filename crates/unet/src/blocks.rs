@@ -94,30 +94,31 @@ impl GroupNorm {
 
     /// x [B,C,H,W] → the same shape.
     pub fn forward(&self, p: &Params, x: &Tensor) -> Tensor {
-        self.computed(p, x, None, false)
+        self.computed(p, x, None, false, 0.0)
     }
 
     /// SiLU of the norm.
     pub fn silu(&self, p: &Params, x: &Tensor) -> Tensor {
-        self.computed(p, x, None, true)
+        self.computed(p, x, None, true, 0.0)
     }
 
-    /// SiLU of the norm times 1 + scale, plus shift; both [B,C].
-    pub fn modulated_silu(&self, p: &Params, x: &Tensor, modulation: [&Tensor; 2]) -> Tensor {
-        self.computed(p, x, Some(modulation), true)
+    /// SiLU of the norm, where it is modulated of the norm times 1 + scale, plus shift, both [B,C]; then dropout.
+    pub fn modulated_silu(&self, p: &Params, x: &Tensor, modulation: Option<[&Tensor; 2]>, dropout: f64) -> Tensor {
+        self.computed(p, x, modulation, true, dropout)
     }
 
-    fn computed(&self, p: &Params, x: &Tensor, modulation: Option<[&Tensor; 2]>, silu: bool) -> Tensor {
+    fn computed(&self, p: &Params, x: &Tensor, modulation: Option<[&Tensor; 2]>, silu: bool, dropout: f64) -> Tensor {
         let (weight, bias, groups, eps) = (&p[self.weight], &p[self.bias], self.groups, self.eps);
         if p.plan().fused_norm {
-            return fused_group_norm(x, NormOperands { weight, bias, groups, eps, modulation, silu });
+            return fused_group_norm(x, NormOperands { weight, bias, groups, eps, modulation, silu, dropout });
         }
         let y = x.group_norm(groups, Some(weight), Some(bias), eps, true);
         let y = match modulation.map(|pair| pair.map(|t| t.unsqueeze(2).unsqueeze(3))) {
             Some([scale, shift]) => y * (scale + 1.0) + shift,
             None => y,
         };
-        if silu { y.silu() } else { y }
+        let y = if silu { y.silu() } else { y };
+        if dropout > 0.0 { y.dropout(dropout, true) } else { y }
     }
 }
 
@@ -332,13 +333,14 @@ impl UNetBlock {
     pub fn forward(&self, p: &Params, x: &Tensor, emb: &Tensor, train: bool) -> Tensor {
         let h = self.conv0.forward(p, &self.norm0.silu(p, x));
         let emb = self.affine.forward(p, emb);
+        let dropout = if train { self.dropout } else { 0.0 };
         let h = if self.adaptive_scale {
             let [scale, shift] = [0, 1].map(|i| emb.narrow(1, i * self.out_channels, self.out_channels));
-            self.norm1.modulated_silu(p, &h, [&scale, &shift])
+            self.norm1.modulated_silu(p, &h, Some([&scale, &shift]), dropout)
         } else {
-            self.norm1.silu(p, &(h + emb.unsqueeze(2).unsqueeze(3)))
+            self.norm1.modulated_silu(p, &(h + emb.unsqueeze(2).unsqueeze(3)), None, dropout)
         };
-        let h = self.conv1.forward(p, &if train && self.dropout > 0.0 { h.dropout(self.dropout, true) } else { h });
+        let h = self.conv1.forward(p, &h);
         let residual = self.skip.as_ref().map_or_else(|| x.shallow_clone(), |s| s.forward(p, x));
         let x = self.scaled(h + residual);
         match &self.attention {
