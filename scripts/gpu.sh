@@ -51,7 +51,9 @@ fi
 export LD_LIBRARY_PATH=$(realpath "$kit"):$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # Runs, and what the steps leave for each other; too large to keep.
 work=$(mktemp -d) && export work LCSC_CACHE=${LCSC_CACHE:-$work/cache}
-mkdir -p "$out" "$work/logs"
+mkdir -p "$out" "$work/logs" "$LCSC_CACHE"
+# Weights that images are judged by.
+find "$kit" -maxdepth 1 -name '*.pth' -exec cp {} "$LCSC_CACHE" \;
 running=''
 trap 'if [ -n "$running" ]; then kill "$running" 2>/dev/null || true; wait; fi; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM

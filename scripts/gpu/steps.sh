@@ -129,7 +129,8 @@ interrupted() {
   local sizes=(stage.0.nimg=2000000 stage.0.tick_nimg=5120 'stage.0.trajectory={ every_nimg = 10240, tracks = ["raw"], dtype = "bf16" }')
   if [ -n "$tiny" ]; then sizes=(stage.0.tick_nimg=64 stage.0.trajectory.every_nimg=128); fi
   timeout --foreground --preserve-status --signal INT "$1" "$lcsc" train $edm --out "$work/edm" \
-    "${sizes[@]/#/--set=}" --set device="$device" --set precision=$precision --set data.source="$source" || status=$?
+    "${sizes[@]/#/--set=}" --set device="$device" --set precision=$precision --set data.source="$source" \
+    --set metric.extractor=classifier || status=$?
   [ $status = 130 ] || { echo "status $status after SIGINT, expected 130"; exit 1; }
   figure "$("$python" scripts/gpu/figures.py training "$work/edm")"
 }
@@ -158,7 +159,7 @@ step_search() {
     "$lcsc" --quiet eval --images "$work/few.npz" --reference "$work/few.npz" --metrics fd --device "$device" \
       --extractor "inception = \"$work/inception.pt\""
   else
-    sizes+=(metric.extractor.inception="$work/inception.pt" search.budget.evaluations=16)
+    sizes+=("metric.extractor={ inception = \"$work/inception.pt\" }" metric.independent=classifier search.budget.evaluations=16)
   fi
   # The training was interrupted: its own search comes at its end.
   "$lcsc" search "$work/edm" --name gpu "${sizes[@]/#/--set=}"
@@ -170,7 +171,7 @@ step_kernels() {
   if command -v ncu >/dev/null; then
     # About one of six steps; in the first, kernels are chosen.
     ncu --target-processes all --clock-control none --metrics gpu__time_duration.sum --csv --log-file "$work/ncu.csv" \
-      --launch-skip 5000 --launch-count 2500 "$lcsc" train $edm --out "$work/profiled" --set device="$device" \
+      --launch-skip 5000 --launch-count 2500 "$lcsc" train $edm --out "$work/profiled" --set device="$device" --set metric.extractor=classifier \
       --set precision=$precision --set data.source="$source" --set stage.0.nimg=3072 --set search.when=off || figure "ncu failed"
     "$python" scripts/gpu/figures.py kernels "$work/ncu.csv" | table && figure "$(sed -n '1p; 5p' "$work/logs/kernels.md" | tr '|' ' ')"
   else

@@ -63,7 +63,7 @@ pub fn cache() -> &'static Path {
         let real = RealImages { images, labels, classes, hash };
         let progress: Progress = &|_, _, _| {};
         let cache = Some(folder.as_path());
-        Preparation { real, seed: 0, device: Device::Cpu, cache, kept: None, progress }.suite(None).unwrap();
+        Preparation { real, seed: 0, device: Device::Cpu, cache, kept: None, progress }.suite([None, None]).unwrap();
         folder
     });
     &CACHE

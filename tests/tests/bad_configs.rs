@@ -258,7 +258,7 @@ fn a_file_that_is_no_toml_and_data_that_is_not_there() {
 fn warnings_refuse_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let config = std::fs::read_to_string(TINY).unwrap();
-    let report = report(folder.path(), &config, &["search.images=50", "sampler={ consistency = {} }"]);
+    let report = report(folder.path(), &config, &["search.images=32", "sampler={ consistency = {} }"]);
     assert!(report.starts_with("exit status 0\n"), "{report}");
     assert_snapshot("warnings_refuse_nothing", &report);
 }

@@ -39,12 +39,14 @@ fn stages(config: &Table) -> &Vec<Value> {
     config["stage"].as_array().unwrap()
 }
 
-/// A folder with one image of the size that the recipe is for, whose class is the last one.
+/// A folder with a few images of the size that the recipe is for, whose class is the last one.
 fn dataset(folder: &Path, side: u32, class: u32) -> PathBuf {
     let data = folder.join("data");
     std::fs::create_dir_all(&data).unwrap();
-    RgbImage::new(side, side).save(data.join("a.png")).unwrap();
-    std::fs::write(data.join("dataset.json"), format!(r#"{{"labels": [["a.png", {class}]]}}"#)).unwrap();
+    let names = ["a", "b", "c", "d"].map(|name| format!("{name}.png"));
+    names.iter().for_each(|name| RgbImage::new(side, side).save(data.join(name)).unwrap());
+    let labels = names.map(|name| format!(r#"["{name}", {class}]"#)).join(", ");
+    std::fs::write(data.join("dataset.json"), format!(r#"{{"labels": [{labels}]}}"#)).unwrap();
     data
 }
 
@@ -65,7 +67,13 @@ fn explained(path: &Path) {
             }
         }
     }
-    let text = succeed(temp.path(), &args.iter().map(String::as_str).collect::<Vec<_>>());
+    // Nor are those of Inception, of which it is asked whether they are there.
+    let inception = temp.path().join("inception.pth");
+    std::fs::write(&inception, "").unwrap();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let ended: Ended = command(temp.path(), &args).env("LCSC_INCEPTION", inception).output().unwrap().into();
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let text = ended.stdout;
     for stage in stages(&config) {
         let line = format!("stage      {}: ", stage["name"].as_str().unwrap());
         assert!(text.contains(&line) && text.contains("search"), "{text}");

@@ -292,7 +292,7 @@ pub struct EvalArgs {
     /// (`mu`, `sigma`) or a `.pkl`.
     #[arg(long, visible_alias = "data")]
     pub reference: Option<String>,
-    /// `inception`, `classifier` or TOML: `torchscript = "FILE.pt", output = "return_features"`
+    /// `lite0`, `lite2`, `inception`, `classifier` or TOML: `lite0 = 224`, `torchscript = "FILE.pt", output = "return_features"`
     /// (default: what the model was trained with; of images `inception`).
     #[arg(long, value_parser = parse_extractor)]
     pub extractor: Option<ExtractorConfig>,
@@ -360,22 +360,18 @@ fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is no positive number"))
 }
 
-/// The keys of a TOML table, with or without its braces.
-fn inline_table<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, toml::de::Error> {
-    let table = if text.trim_start().starts_with('{') { text.to_string() } else { format!("{{ {text} }}") };
-    let mut document: BTreeMap<String, T> = toml::from_str(&format!("table = {table}"))?;
-    document.remove("table").ok_or_else(|| serde::de::Error::custom("no table"))
+/// A TOML string or table, the latter with or without its braces.
+fn toml_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, toml::de::Error> {
+    let value = if text.trim_start().starts_with(['{', '"']) { text.to_string() } else { format!("{{ {text} }}") };
+    let mut document: BTreeMap<String, T> = toml::from_str(&format!("value = {value}"))?;
+    document.remove("value").ok_or_else(|| serde::de::Error::custom("no value"))
 }
 
 fn parse_extractor(text: &str) -> Result<ExtractorConfig, String> {
-    let config: ExtractorConfig = match text {
-        "classifier" => ExtractorConfig::default(),
-        "inception" => ExtractorConfig { inception: Some("auto".into()), ..ExtractorConfig::default() },
-        text => inline_table(text).map_err(|e| {
-            format!("{}; expected `inception`, `classifier` or `torchscript = \"FILE.pt\"`", e.message())
-        })?,
-    };
-    config.problem().map_or(Ok(config), |problem| Err(problem.into()))
+    // A name, or the keys of a table.
+    let is_name = text.chars().all(|c| c.is_ascii_alphanumeric());
+    let text = if is_name { format!("\"{text}\"") } else { text.into() };
+    toml_value(&text).map_err(|e| e.message().to_string())
 }
 
 #[derive(clap::Args)]
@@ -442,10 +438,11 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
         assert!(parse_fraction("0.05").is_ok() && parse_fraction("1.5").is_err() && parse_fraction("nan").is_err());
-        let scripted = parse_extractor(r#"{ torchscript = "a, b.pt", output = "f" }"#).unwrap();
-        assert_eq!((scripted.torchscript, scripted.output), (Some("a, b.pt".into()), Some("f".into())));
+        let scripted = ExtractorConfig::TorchScript { file: "a, b.pt".into(), output: Some("f".into()) };
+        assert_eq!(parse_extractor(r#"{ torchscript = "a, b.pt", output = "f" }"#).unwrap(), scripted);
+        assert_eq!(parse_extractor("inception").unwrap(), ExtractorConfig::inception());
         assert!(parse_extractor("output = \"f\"").unwrap_err().contains("belongs to `torchscript`"));
-        assert!(parse_extractor("inseption").unwrap_err().contains("expected `inception`"));
+        assert!(parse_extractor("inseption").unwrap_err().contains("expected one of `auto`"));
         assert!(parse_order("legacy").is_ok() && parse_order("old").unwrap_err().contains("flash, new or legacy"));
         assert!(parse_dtype("bf16").is_ok() && parse_dtype("f64").unwrap_err().contains("f16"));
     }

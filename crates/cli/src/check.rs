@@ -14,10 +14,8 @@ use lcsc_unet::{ImageShape, NetworkConfig};
 use serde::de::DeserializeOwned;
 use toml::Value;
 
-/// Features of a classifier.
-const CLASSIFIER: u64 = 64;
-/// Features of Inception.
-const INCEPTION: u64 = 2048;
+/// The fewest real images that precision and recall, by three neighbours, can be told of.
+const REAL_IMAGES: usize = 4;
 
 /// The parts of a config that can be checked by themselves, as far as they could be read.
 pub struct Sections {
@@ -74,16 +72,11 @@ pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Optio
     for (i, stage) in &sections.stages {
         problems.extend(under(&format!("stage[{i}]"), stage.validate()));
     }
-    sections.metric.iter().for_each(|m| problems.extend(check_extractor(m)));
-    if let Some(search) = &sections.search {
-        let metric = sections.metric.clone().unwrap_or_default();
-        problems.extend(check_gradient(search, &metric));
-        warn_of_few_samples(search, &metric, problems);
-    }
     match lcsc_data::inspect(sections.data.as_ref()?) {
         Ok(data) => {
             let image = config::image_shape(&data, sections.conditional);
             sections.model.iter().for_each(|m| problems.extend(under("model", m.validate(image))));
+            check_judges(sections, &data, image.chw(), problems);
             Some(data)
         }
         Err(e) => {
@@ -115,39 +108,57 @@ fn under(place: &str, found: Vec<Invalid>) -> Vec<Problem> {
     found.into_iter().map(|i| Problem::error(format!("{place}.{}", i.key), i.message)).collect()
 }
 
-/// What is wrong with the files that images are judged by.
-fn check_extractor(metric: &MetricConfig) -> Option<Problem> {
-    let extractor = &metric.extractor;
-    let missing = || extractor::locate(extractor).err().map(|e| e.to_string());
-    Some(Problem::error("metric.extractor", extractor.problem().map(String::from).or_else(missing)?))
+/// What is wrong with what images `[C,H,W]` are judged by.
+fn check_judges(sections: &Sections, data: &DataInfo, chw: [i64; 3], problems: &mut Vec<Problem>) {
+    // Sections that are left out have their defaults; those that cannot be read were told of.
+    let metric = sections.metric.clone().unwrap_or_default();
+    if let Some(problem) = metric.problem(chw) {
+        problems.push(Problem::error("metric.independent", problem));
+    }
+    let [primary, independent] = metric.judges(chw);
+    let search = sections.search.clone().unwrap_or_default();
+    if search.when != When::Off {
+        if data.images < REAL_IMAGES {
+            let message = format!(
+                "holds {} images, expected at least {REAL_IMAGES}: samples are compared with their neighbours among the real images",
+                data.images
+            );
+            problems.push(Problem::error("data.source", message).help("search.when = \"off\" trains without a search"));
+        }
+        for (key, judge) in [("extractor", &primary), ("independent", &independent)] {
+            problems
+                .extend(extractor::locate(judge).err().map(|e| Problem::error(format!("metric.{key}"), e.to_string())));
+        }
+    }
+    problems.extend(check_gradient(&search, &primary));
+    warn_of_few_samples(&search, &primary, problems);
 }
 
 /// A gradient that leads through an extractor in f16 would vanish there.
-fn check_gradient(search: &SearchConfig, metric: &MetricConfig) -> Option<Problem> {
+fn check_gradient(search: &SearchConfig, primary: &ExtractorConfig) -> Option<Problem> {
     let follows = |m: &MethodName| matches!(m, MethodName::Gradient | MethodName::Finetune);
-    let method = search.method.iter().find(|m| follows(m)).filter(|_| metric.extractor.precision == Precision::F16)?;
+    let method = search.method.iter().find(|m| follows(m)).filter(|_| primary.precision() == Precision::F16)?;
     let message = format!("f16 has too small a range for the method `{}` of the search: choose bf16", method.name());
     Some(Problem::error("metric.extractor.precision", message))
 }
 
-fn warn_of_few_samples(search: &SearchConfig, metric: &MetricConfig, problems: &mut Vec<Problem>) {
-    let features = match metric.extractor {
-        ExtractorConfig { torchscript: Some(_), .. } => return, // it tells how many only when it is run
-        ExtractorConfig { inception: Some(_), .. } => INCEPTION,
-        ExtractorConfig { inception: None, torchscript: None, .. } => CLASSIFIER,
-    };
+fn warn_of_few_samples(search: &SearchConfig, primary: &ExtractorConfig, problems: &mut Vec<Problem>) {
+    // A module tells how many features it gives only when it is run.
+    let Some(features) = primary.features() else { return };
     for (key, n) in [
         ("images", search.images),
         ("selection_images", search.selection_images),
         ("report_images", search.report_images),
     ] {
-        if (2..=features).contains(&n) {
+        if n >= 2 && 2 * n <= features {
             let message = format!(
                 "{n} images for {features} features: their covariance has rank {}, so that distances are biased upward \
                  and noisy",
                 n - 1
             );
-            problems.push(Problem::warning(format!("search.{key}"), message).help("1000 or more"));
+            problems.push(
+                Problem::warning(format!("search.{key}"), message).help(format!("{} or more", features.max(1000))),
+            );
         }
     }
 }

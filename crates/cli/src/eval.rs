@@ -170,33 +170,58 @@ fn judges(args: &EvalArgs, source: &Source, device: Device, group: &Group) -> mi
     Ok(judges)
 }
 
+/// The networks of published weights that images are judged by.
+enum Given {
+    /// One alone.
+    One(Extractor),
+    /// The primary and the independent one of a final table; where there is none, classifiers are trained on the data.
+    Judges([Option<Extractor>; 2]),
+}
+
+impl Given {
+    /// Those of the training, unless another is asked for; of images Inception's.
+    fn open(args: &EvalArgs, source: &Source, device: Device) -> Result<Self> {
+        let named = args.extractor.clone().or_else(|| source.generator().is_none().then(ExtractorConfig::inception));
+        let metric = match &named {
+            Some(extractor) => {
+                MetricConfig { extractor: extractor.clone(), seed: source.seed(), ..MetricConfig::default() }
+            }
+            None => source.generator().map(|g| g.card.metric.clone()).unwrap_or_default(),
+        };
+        match named {
+            Some(named) if !matches!(named, ExtractorConfig::Auto | ExtractorConfig::Classifier) => {
+                let opened = extractor::open(&named, source.chw(), device)?;
+                Ok(opened.map_or(Self::Judges([None, None]), Self::One))
+            }
+            _ => Ok(Self::Judges(extractor::open_judges(&metric, source.chw(), device)?)),
+        }
+    }
+}
+
 /// The extractors of [`scorers`].
 fn extractors(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Extractor>> {
-    let metric = metric(args, source);
-    if let Some(extractor) = extractor::open(&metric.extractor, source.chw(), device).into_diagnostic()? {
-        return Ok(vec![extractor]);
-    }
+    let given = match Given::open(args, source, device).into_diagnostic()? {
+        Given::One(extractor) => return Ok(vec![extractor]),
+        Given::Judges(given) => given,
+    };
     let data = session::dataset(&source.reference_data(args), device)?;
-    Ok(session::preparing(&data, metric.seed, device, None, |preparation| preparation.untrained(None))?.into())
+    Ok(session::preparing(&data, source.seed(), device, None, |preparation| preparation.untrained(given))?.into())
 }
 
-fn metric(args: &EvalArgs, source: &Source) -> MetricConfig {
-    let trained = source.generator().map(|g| g.card.metric.clone());
-    let of_images = || ExtractorConfig { inception: Some("auto".into()), ..ExtractorConfig::default() };
-    let mut metric = trained.unwrap_or_else(|| MetricConfig { extractor: of_images(), ..MetricConfig::default() });
-    if let Some(extractor) = &args.extractor {
-        metric.extractor = extractor.clone();
-    }
-    metric
-}
-
-/// The ways of judging: one by a network of published weights; else classifier, independent classifier and pixels.
+/// The ways of judging: by one network; else by primary, independent and pixels as in a final table.
 fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Scorer>> {
-    let metric = metric(args, source);
-    let extractor = extractor::open(&metric.extractor, source.chw(), device).into_diagnostic()?;
+    let given = Given::open(args, source, device).into_diagnostic()?;
+    let primary = match &given {
+        Given::One(extractor) | Given::Judges([Some(extractor), _]) => Some(extractor),
+        Given::Judges([None, _]) => None,
+    };
     if let Some(path) = args.reference.as_deref().map(Path::new)
-        && let Some(stats) = reference::statistics(path, extractor.as_ref().map(Extractor::dim)).into_diagnostic()?
+        && let Some(stats) = reference::statistics(path, primary.map(Extractor::dim)).into_diagnostic()?
     {
+        let extractor = match given {
+            Given::One(extractor) => Some(extractor),
+            Given::Judges([primary, _]) => primary,
+        };
         let Some(extractor) = extractor else {
             miette::bail!(
                 "{}: statistics of features, which only the extractor that they were computed with can be compared with: \
@@ -213,10 +238,10 @@ fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<V
         let remedy = "`lcsc data convert` with --resolution and --rgb makes them alike";
         miette::bail!("the images are {ours:?} [C, H, W], those of the reference {} {theirs:?}: {remedy}", data.name);
     }
-    session::preparing(&data, metric.seed, device, None, |preparation| match extractor {
-        Some(extractor) => Ok(vec![preparation.scorer(extractor)?]),
-        None => {
-            let Suite { primary, independent, pixels } = preparation.suite(None)?;
+    session::preparing(&data, source.seed(), device, None, |preparation| match given {
+        Given::One(extractor) => Ok(vec![preparation.scorer(extractor)?]),
+        Given::Judges(given) => {
+            let Suite { primary, independent, pixels } = preparation.suite(given)?;
             Ok(vec![primary, independent, pixels])
         }
     })
@@ -229,6 +254,11 @@ impl Source {
             Self::Weights(g) => [g.card.image.channels, g.card.image.resolution, g.card.image.resolution],
             Self::Images(data) => [1, 2, 3].map(|axis| data.images.size()[axis]),
         }
+    }
+
+    /// The seed of classifiers.
+    fn seed(&self) -> u64 {
+        self.generator().map_or(0, |g| g.card.metric.seed)
     }
 
     /// The real images.

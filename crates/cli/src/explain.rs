@@ -3,7 +3,6 @@
 use crate::check::saved;
 use crate::config::{Config, Loaded};
 use crate::train::{checkpoint_bytes, run_bytes, state_bytes};
-use lcsc_metrics::Inception;
 use lcsc_search::{Budget, MethodName, SearchConfig, When, step_images};
 use lcsc_torch::StorageDtype;
 use lcsc_train::StageConfig;
@@ -125,8 +124,7 @@ fn activations(config: &Config, stage: &StageConfig, image: ImageShape) -> Strin
         MethodName::EmaGrid | MethodName::Evolution | MethodName::OnePlusOne | MethodName::CmaEs => None,
     };
     if let Some(images) = search.method.iter().filter_map(step).max() {
-        let extractor = &config.metric.extractor;
-        let judged = extractor.inception.as_ref().map_or(0, |_| Inception::activation_bytes(extractor.precision));
+        let judged = config.metric.judges(image.chw())[0].activation_bytes();
         let n = step_images(images, nfe).min(search.gradient_chunk());
         let each = bytes(with_gradient) + judged;
         text += &format!(", {} for {n} in a step by gradient", size(n * each));

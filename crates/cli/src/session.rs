@@ -162,14 +162,16 @@ impl<'a> Session<'a> {
     /// Of rank 0: feature extractors and reference statistics of the run's data, made ready at the first call.
     pub fn suite(&self) -> miette::Result<&Suite> {
         if self.suite.get().is_none() {
-            let primary = self.primary_extractor()?;
+            let given = self.given_extractors()?;
             let kept = self.run.path().join("metric");
             let seed = self.config.metric.seed;
-            let mut suite = preparing(&self.data, seed, self.device, Some(&kept), |p| p.suite(primary))?;
+            let mut suite = preparing(&self.data, seed, self.device, Some(&kept), |p| p.suite(given))?;
             for scorer in [&mut suite.primary, &mut suite.independent, &mut suite.pixels] {
                 scorer.extractor.share(self.group).into_diagnostic()?;
             }
             suite.primary.reference.share(self.group).into_diagnostic()?;
+            let [primary, independent] = [&suite.primary, &suite.independent].map(|s| s.extractor.convention());
+            tracing::info!("images are judged by {primary}; independently by {independent}");
             let _ = self.suite.set(suite);
         }
         self.suite.get().ok_or_else(|| miette::miette!("the metric is not ready"))
@@ -178,9 +180,9 @@ impl<'a> Session<'a> {
     /// Of the other ranks: what they judge with.
     fn judges(&self) -> miette::Result<&(Scorer, [Extractor; 2])> {
         if self.judges.get().is_none() {
-            let primary = self.primary_extractor()?;
+            let given = self.given_extractors()?;
             let seed = self.config.metric.seed;
-            let mut extractors = preparing(&self.data, seed, self.device, None, |p| p.untrained(primary))?;
+            let mut extractors = preparing(&self.data, seed, self.device, None, |p| p.untrained(given))?;
             extractors.iter_mut().try_for_each(|e| e.share(self.group)).into_diagnostic()?;
             let [primary, independent, pixels] = extractors;
             let primary = Scorer::shared(primary, self.group).into_diagnostic()?;
@@ -189,10 +191,10 @@ impl<'a> Session<'a> {
         self.judges.get().ok_or_else(|| miette::miette!("the metric is not ready"))
     }
 
-    /// The extractor that the config names, if it does.
-    fn primary_extractor(&self) -> miette::Result<Option<Extractor>> {
+    /// The primary and the independent extractor, where they are networks of published weights.
+    fn given_extractors(&self) -> miette::Result<[Option<Extractor>; 2]> {
         let chw = [1, 2, 3].map(|axis| self.data.images.size()[axis]);
-        let opened = extractor::open(&self.config.metric.extractor, chw, self.device);
+        let opened = extractor::open_judges(&self.config.metric, chw, self.device);
         self.group.all_ok(opened).into_diagnostic()
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::featurenet::FeatureNet;
 use crate::inception::Inception;
+use crate::lite::Lite;
 use crate::torchscript::TorchScript;
 use lcsc_torch::{Device, Group, Kind, Result, Tensor, bail, to_float};
 
@@ -22,6 +23,8 @@ pub enum Extractor {
     RandomConvolutions(FeatureNet),
     /// The network of published FIDs.
     Inception(Box<Inception>),
+    /// A network of ImageNet.
+    Lite(Box<Lite>),
     /// A module of the user's.
     TorchScript(TorchScript),
     /// The pixels themselves.
@@ -62,6 +65,7 @@ impl Extractor {
                 net.forward(&params, x) * net.scale
             }
             Self::Inception(net) => net.forward(x)?,
+            Self::Lite(net) => net.forward(x)?,
             Self::TorchScript(module) => module.forward(x)?,
             Self::Pixels(pixels) => pixels.forward(x),
         })
@@ -82,7 +86,7 @@ impl Extractor {
 
     /// Whether it tells classes apart, so that images have an Inception Score.
     pub fn has_classes(&self) -> bool {
-        matches!(self, Self::Classifier(_) | Self::Inception(_))
+        matches!(self, Self::Classifier(_) | Self::Inception(_) | Self::Lite(_))
     }
 
     /// Class probabilities f32 `[B,classes]` of features `[B,D]`, where the extractor tells classes apart.
@@ -93,6 +97,7 @@ impl Extractor {
         match self {
             Self::Classifier(net) => Ok(Some(net.probabilities(&(features / net.scale))?)),
             Self::Inception(net) => Ok(Some(net.probabilities(features)?)),
+            Self::Lite(net) => Ok(Some(net.probabilities(features)?)),
             Self::RandomConvolutions(_) | Self::TorchScript(_) | Self::Pixels(_) => Ok(None),
         }
     }
@@ -116,7 +121,7 @@ impl Extractor {
     /// A chunk, with black images added where the network always sees as many.
     fn filled(&self, chunk: Tensor) -> Result<Tensor> {
         let missing = self.chunk() - chunk.size()[0];
-        if missing == 0 || !matches!(self, Self::Inception(_) | Self::TorchScript(_)) {
+        if missing == 0 || !matches!(self, Self::Inception(_) | Self::Lite(_) | Self::TorchScript(_)) {
             return Ok(chunk);
         }
         Ok(chunk.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, missing])?)
@@ -125,7 +130,9 @@ impl Extractor {
     fn chunk(&self) -> i64 {
         match self {
             Self::Classifier(_) | Self::RandomConvolutions(_) | Self::Pixels(_) => CHUNK,
-            Self::Inception(_) | Self::TorchScript(_) => LARGE_CHUNK[usize::from(self.device() != Device::Cpu)],
+            Self::Inception(_) | Self::Lite(_) | Self::TorchScript(_) => {
+                LARGE_CHUNK[usize::from(self.device() != Device::Cpu)]
+            }
         }
     }
 
@@ -134,6 +141,7 @@ impl Extractor {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => net.dim(),
             Self::Inception(net) => net.dim(),
+            Self::Lite(net) => net.dim(),
             Self::TorchScript(module) => module.dim(),
             Self::Pixels(pixels) => pixels.dim(),
         }
@@ -144,6 +152,7 @@ impl Extractor {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => net.convention.clone(),
             Self::Inception(net) => net.convention(),
+            Self::Lite(net) => net.convention(),
             Self::TorchScript(module) => module.convention(),
             Self::Pixels(pixels) => pixels.convention(),
         }
@@ -154,6 +163,7 @@ impl Extractor {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => net.device(),
             Self::Inception(net) => net.device(),
+            Self::Lite(net) => net.device(),
             Self::TorchScript(module) => module.device(),
             Self::Pixels(pixels) => pixels.device,
         }
@@ -164,7 +174,7 @@ impl Extractor {
         match self {
             Self::Classifier(net) | Self::RandomConvolutions(net) => Some(net.chw),
             Self::Pixels(pixels) => Some(pixels.chw),
-            Self::Inception(_) | Self::TorchScript(_) => None,
+            Self::Inception(_) | Self::Lite(_) | Self::TorchScript(_) => None,
         }
     }
 }

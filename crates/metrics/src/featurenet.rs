@@ -5,7 +5,7 @@ use lcsc_torch::{
 };
 
 /// D, the number of features of every network here.
-const FEATURES: i64 = 64;
+pub(crate) const FEATURES: i64 = 64;
 
 /// Two networks that differ in widths, kernels, activation, pooling and seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,14 +4,11 @@
 //! and its class scores are 1008.
 
 use crate::extractor::rgb;
-use lcsc_torch::{
-    Device, Error, Init, Kind, LayoutBuilder, ParamId, ParamLayout, Params, Precision, Result, Tensor, TensorSpec,
-    Weights, bail,
-};
-use std::collections::HashMap;
+use crate::published::{self, Expected, NetworkBuilder, Published};
+use lcsc_torch::{Device, Kind, ParamId, Params, Precision, Result, Tensor, TensorSpec};
 
 /// D, the features of the last pool.
-const FEATURES: i64 = 2048;
+pub(crate) const FEATURES: i64 = 2048;
 /// Class scores, of which TensorFlow's graph has 1008.
 const CLASSES: i64 = 1008;
 /// Height and width that the network sees, in pixels.
@@ -21,17 +18,11 @@ const SIDE: i64 = 299;
 const SAVED: u64 = 14_616_363;
 /// Places that its maxima came from, i64.
 const SAVED_PLACES: u64 = 839_712;
-/// What batch normalisation adds to variances.
-const EPSILON: f64 = 1e-3;
-/// Tensors of a batch normalisation that go into weight and bias of the convolution before it.
-const FOLDED: [&str; 3] = ["bn.weight", "bn.running_mean", "bn.running_var"];
 
-/// Convolution, batch normalisation by fixed statistics, ReLU. The normalisation is affine: it was folded into weight and
-/// bias.
+/// Convolution, batch normalisation by fixed statistics, ReLU.
 #[derive(Debug)]
 struct Conv {
-    weight: ParamId,
-    bias: ParamId,
+    conv: published::Conv,
     stride: i64,
     padding: [i64; 2],
 }
@@ -64,16 +55,14 @@ const fn valid(stride: i64) -> Shape {
 }
 
 impl Conv {
-    fn new(b: &mut LayoutBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
+    fn new(b: &mut NetworkBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
         let Shape { kernel: [h, w], stride, padded } = shape;
-        let bias = b.param(format!("{name}.bn.bias"), &[to], Init::Zeros);
-        let weight = b.param(format!("{name}.conv.weight"), &[to, from, h, w], Init::Zeros);
-        Self { weight, bias, stride, padding: if padded { [h / 2, w / 2] } else { [0, 0] } }
+        let conv = b.conv(format!("{name}.conv"), format!("{name}.bn"), [to, from, h, w]);
+        Self { conv, stride, padding: if padded { [h / 2, w / 2] } else { [0, 0] } }
     }
 
     fn forward(&self, params: &Params, x: &Tensor) -> Tensor {
-        let (weight, bias) = (&params[self.weight], &params[self.bias]);
-        x.conv2d(weight, Some(bias), [self.stride; 2], self.padding, [1, 1], 1).relu()
+        self.conv.forward(params, x, self.stride, self.padding, 1).relu()
     }
 }
 
@@ -83,7 +72,7 @@ struct Chain(Vec<Conv>);
 
 impl Chain {
     /// Named `{name}_1`, `{name}_2` …, each with its channels and shape.
-    fn numbered(b: &mut LayoutBuilder, name: &str, from: i64, layers: &[(i64, Shape)]) -> Self {
+    fn numbered(b: &mut NetworkBuilder, name: &str, from: i64, layers: &[(i64, Shape)]) -> Self {
         let mut from = from;
         let conv = |(i, &(to, shape)): (usize, &(i64, Shape))| {
             Conv::new(b, &format!("{name}_{}", i + 1), std::mem::replace(&mut from, to), to, shape)
@@ -91,7 +80,7 @@ impl Chain {
         Self(layers.iter().enumerate().map(conv).collect())
     }
 
-    fn one(b: &mut LayoutBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
+    fn one(b: &mut NetworkBuilder, name: &str, from: i64, to: i64, shape: Shape) -> Self {
         Self(vec![Conv::new(b, name, from, to, shape)])
     }
 
@@ -148,7 +137,7 @@ struct Block(Vec<Branch>);
 
 impl Block {
     /// Mixed_5b, 5c, 5d.
-    fn a(b: &mut LayoutBuilder, name: &str, from: i64, pooled: i64) -> Self {
+    fn a(b: &mut NetworkBuilder, name: &str, from: i64, pooled: i64) -> Self {
         let n = |part: &str| format!("{name}.{part}");
         Self(vec![
             Branch::Chain(Chain::one(b, &n("branch1x1"), from, 64, POINT)),
@@ -164,7 +153,7 @@ impl Block {
     }
 
     /// Mixed_6a.
-    fn b(b: &mut LayoutBuilder, name: &str, from: i64) -> Self {
+    fn b(b: &mut NetworkBuilder, name: &str, from: i64) -> Self {
         let n = |part: &str| format!("{name}.{part}");
         Self(vec![
             Branch::Chain(Chain::one(b, &n("branch3x3"), from, 384, valid(2))),
@@ -179,7 +168,7 @@ impl Block {
     }
 
     /// Mixed_6b … 6e.
-    fn c(b: &mut LayoutBuilder, name: &str, from: i64, c7: i64) -> Self {
+    fn c(b: &mut NetworkBuilder, name: &str, from: i64, c7: i64) -> Self {
         let n = |part: &str| format!("{name}.{part}");
         let double = [(c7, POINT), (c7, column(7)), (c7, row(7)), (c7, column(7)), (192, row(7))];
         Self(vec![
@@ -191,7 +180,7 @@ impl Block {
     }
 
     /// Mixed_7a.
-    fn d(b: &mut LayoutBuilder, name: &str, from: i64) -> Self {
+    fn d(b: &mut NetworkBuilder, name: &str, from: i64) -> Self {
         let n = |part: &str| format!("{name}.{part}");
         let long = [(192, POINT), (192, row(7)), (192, column(7)), (192, valid(2))];
         Self(vec![
@@ -202,9 +191,9 @@ impl Block {
     }
 
     /// Mixed_7b and 7c, which differ in their pool.
-    fn e(b: &mut LayoutBuilder, name: &str, from: i64, pool: fn(Chain) -> Branch) -> Self {
+    fn e(b: &mut NetworkBuilder, name: &str, from: i64, pool: fn(Chain) -> Branch) -> Self {
         let n = |part: &str| format!("{name}.{part}");
-        let fork = |b: &mut LayoutBuilder, name: String, last: usize, chain| {
+        let fork = |b: &mut NetworkBuilder, name: String, last: usize, chain| {
             Branch::Fork(Fork {
                 chain,
                 row: Conv::new(b, &format!("{name}_{last}a"), 384, 384, row(3)),
@@ -236,7 +225,9 @@ struct Structure {
 }
 
 impl Structure {
-    fn new(b: &mut LayoutBuilder) -> Self {
+    fn new() -> (Self, Expected) {
+        let mut builder = NetworkBuilder::new();
+        let b = &mut builder;
         let mut conv = |name: &str, from, to, shape| Conv::new(b, name, from, to, shape);
         let stem = [
             Chain(vec![
@@ -259,8 +250,9 @@ impl Structure {
             Block::e(b, "Mixed_7b", 1280, Branch::Average),
             Block::e(b, "Mixed_7c", 2048, Branch::Maximum),
         ];
-        b.param("fc.bias", &[CLASSES], Init::Zeros);
-        Self { stem, blocks, scores: b.param("fc.weight", &[CLASSES, FEATURES], Init::Zeros) }
+        b.param("fc.bias", &[CLASSES]);
+        let scores = b.param("fc.weight", &[CLASSES, FEATURES]);
+        (Self { stem, blocks, scores }, builder.finish(EXPECTED))
     }
 }
 
@@ -268,36 +260,22 @@ impl Structure {
 #[derive(Debug)]
 pub struct Inception {
     structure: Structure,
-    layout: ParamLayout,
-    weights: Weights,
-    precision: Precision,
-    /// The first digits of the hash of the file that the weights are from.
-    hash: String,
+    published: Published,
 }
 
 impl Inception {
     /// The names and shapes of pytorch-fid's state dict, `num_batches_tracked` apart.
     pub fn tensors() -> Vec<TensorSpec> {
-        let mut b = LayoutBuilder::default();
-        Structure::new(&mut b);
-        of_file(&b.finish())
+        Structure::new().1.tensors()
     }
 
-    /// The network with the tensors of pytorch-fid's `pt_inception-2015-12-05`; `hash` names the file that they are from.
+    /// The network with the tensors of pytorch-fid's `pt_inception-2015-12-05`; `hash` is the SHA-256 of the file that they are from.
     ///
     /// # Errors
     /// A tensor is missing, extra or mis-shaped, or the device has no room.
     pub fn new(tensors: &[(String, Tensor)], hash: &str, device: Device) -> Result<Inception> {
-        let mut b = LayoutBuilder::default();
-        let structure = Structure::new(&mut b);
-        let layout = b.finish();
-        let found = Found::new(tensors, &of_file(&layout))?;
-        let piece =
-            |spec: &TensorSpec| found.folded(&spec.name)?.f_to_kind(Kind::Float)?.f_flatten(0, -1).map_err(Error::from);
-        let theta = Tensor::f_cat(&layout.params().iter().map(piece).collect::<Result<Vec<_>>>()?, 0)?.f_to(device)?;
-        let hash = hash.get(..8).unwrap_or(hash).to_string();
-        let weights = Weights { theta, buffers: vec![] };
-        Ok(Inception { structure, layout, weights, precision: Precision::F32, hash })
+        let (structure, expected) = Structure::new();
+        Ok(Inception { structure, published: Published::new(expected, tensors, hash, device)? })
     }
 
     /// The same network with weights and activations in another precision. Images are resized and features averaged in f32.
@@ -305,8 +283,7 @@ impl Inception {
     /// # Errors
     /// The device has no room.
     pub fn in_precision(self, precision: Precision) -> Result<Inception> {
-        let theta = self.weights.theta.f_to_kind(precision.kind())?;
-        Ok(Inception { weights: self.weights.with_theta(theta), precision, ..self })
+        Ok(Inception { published: self.published.in_precision(precision)?, ..self })
     }
 
     /// Bytes of activations that the graph through the network keeps of an image: an estimate. In f32 65 MB; on the CPU the peak of
@@ -318,9 +295,9 @@ impl Inception {
     /// Features f32 [B,2048] of pixels f32 [B,1 or 3,H,W] in [−1,1].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let Structure { stem, blocks, .. } = &self.structure;
-        let params = self.layout.views(&self.weights.theta, &[])?;
+        let params = self.published.params()?;
         // Resizing commutes with the map to [0,1] and back that the reference makes around it.
-        let x = rgb(x).upsample_bilinear2d([SIDE, SIDE], false, None, None).to_kind(self.precision.kind());
+        let x = rgb(x).upsample_bilinear2d([SIDE, SIDE], false, None, None).to_kind(self.published.kind());
         let x = halved(&stem[0].forward(&params, &x));
         let x = halved(&stem[1].forward(&params, &x));
         let x = blocks.iter().fold(x, |x, block| block.forward(&params, &x));
@@ -329,8 +306,7 @@ impl Inception {
 
     /// Class probabilities f32 [B,1008] of features f32 [B,2048]: without the bias, as TensorFlow's Inception Score.
     pub(crate) fn probabilities(&self, features: &Tensor) -> Result<Tensor> {
-        let params = self.layout.views(&self.weights.theta, &[])?;
-        let weight = params[self.structure.scores].f_to_kind(Kind::Float)?;
+        let weight = self.published.params()?[self.structure.scores].f_to_kind(Kind::Float)?;
         Ok(features.f_linear(&weight, None::<&Tensor>)?.f_softmax(1, Kind::Float)?)
     }
 
@@ -339,74 +315,11 @@ impl Inception {
     }
 
     pub(crate) fn device(&self) -> Device {
-        self.weights.theta.device()
+        self.published.device()
     }
 
     pub(crate) fn convention(&self) -> String {
-        let precision = match self.precision {
-            Precision::F32 | Precision::Tf32 => "",
-            Precision::Bf16 => " bf16",
-            Precision::F16 => " f16",
-        };
-        format!("inception pool3 2048-d weights {} bilinear {SIDE}{precision}", self.hash)
-    }
-}
-
-/// All tensors of the file that a network is made of.
-fn of_file(layout: &ParamLayout) -> Vec<TensorSpec> {
-    let beside = |spec: &TensorSpec| {
-        let layer = spec.name.strip_suffix(".bn.bias").map(String::from);
-        let shape = spec.shape.clone();
-        let other = move |layer: String| {
-            FOLDED.map(|part| TensorSpec { name: format!("{layer}.{part}"), shape: shape.clone(), init: Init::Zeros })
-        };
-        layer.map(other).into_iter().flatten()
-    };
-    layout.params().iter().flat_map(|spec| std::iter::once(spec.clone()).chain(beside(spec))).collect()
-}
-
-/// The tensors of a file, f64, by their names.
-struct Found(HashMap<String, Tensor>);
-
-impl Found {
-    /// # Errors
-    /// They are not those that are expected.
-    fn new(tensors: &[(String, Tensor)], expected: &[TensorSpec]) -> Result<Self> {
-        let is_counter = |name: &str| name.ends_with("num_batches_tracked");
-        let given = tensors.iter().filter(|(name, _)| !is_counter(name));
-        let mut rest: HashMap<&str, &Tensor> = given.map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let mut found = HashMap::new();
-        for spec in expected {
-            match rest.remove(spec.name.as_str()) {
-                None => bail!("the Inception weights lack the tensor `{}`: {EXPECTED}", spec.name),
-                Some(tensor) if tensor.size() != spec.shape => {
-                    let (name, shape) = (&spec.name, &spec.shape);
-                    bail!("the Inception weights' tensor `{name}` is {:?}, not {shape:?}: {EXPECTED}", tensor.size());
-                }
-                Some(tensor) => drop(found.insert(spec.name.clone(), tensor.f_to_kind(Kind::Double)?)),
-            }
-        }
-        if let Some(extra) = rest.keys().next() {
-            bail!("the Inception weights hold a tensor `{extra}` that FID's network does not have: {EXPECTED}");
-        }
-        Ok(Self(found))
-    }
-
-    fn get(&self, name: &str) -> Result<&Tensor> {
-        self.0.get(name).ok_or_else(|| Error::msg(format!("the Inception weights lack the tensor `{name}`")))
-    }
-
-    /// A tensor; of a convolution and its bias with the normalisation γ·(x − μ)/√(σ² + ε) + β inside.
-    fn folded(&self, name: &str) -> Result<Tensor> {
-        let Some(layer) = name.strip_suffix(".conv.weight").or(name.strip_suffix(".bn.bias")) else {
-            return Ok(self.get(name)?.shallow_clone());
-        };
-        let [gamma, mean, variance] = FOLDED.map(|part| self.get(&format!("{layer}.{part}")));
-        let scale = gamma? * (variance? + EPSILON).rsqrt();
-        Ok(match name.ends_with(".conv.weight") {
-            true => self.get(name)? * scale.view([-1, 1, 1, 1]),
-            false => self.get(name)? - mean? * scale,
-        })
+        self.published.convention("inception pool3 2048-d", &format!("bilinear {SIDE}"))
     }
 }
 

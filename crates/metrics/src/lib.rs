@@ -1,7 +1,7 @@
 //! How good images are: Fréchet distances between the features of generated and of real images.
 //!
 //! A [`Suite`] measures the same images three ways: with a primary extractor, which a search may optimise against, with
-//! an independent one of another shape and seed, and with raw pixels, which share nothing with the first. Distances
+//! an independent one, another network, and with raw pixels, which share nothing with the first. Distances
 //! of different [`Extractor::convention`]s, or of different numbers of images, are not comparable.
 //!
 //! A [`Scorer`] also tells how far a distance is to be trusted ([`Reference::bootstrap_std`]), fidelity apart from
@@ -25,6 +25,7 @@
 mod bootstrap;
 mod cache;
 mod classifier;
+mod config;
 mod evaluation;
 mod extractor;
 mod featurenet;
@@ -33,8 +34,10 @@ mod gradient;
 mod inception;
 mod inception_score;
 mod kid;
+mod lite;
 mod precision_recall;
 mod preparation;
+mod published;
 mod scorer;
 mod stats;
 mod suite;
@@ -43,6 +46,7 @@ mod symmetric;
 mod testdata;
 mod torchscript;
 
+pub use config::{ExtractorConfig, MetricConfig};
 pub use evaluation::{Evaluation, Metrics, Results};
 pub use extractor::{Extractor, Pixels};
 pub use featurenet::FeatureNet;
@@ -51,9 +55,10 @@ pub use gradient::FrechetGradient;
 pub use inception::Inception;
 pub use inception_score::InceptionScore;
 pub use kid::{Kid, squared_mmd};
+pub use lite::{Lite, LiteFile, LiteName};
 pub use precision_recall::{PrecisionRecall, evenly_spaced, precision_recall, spaced};
 pub use preparation::Preparation;
 pub use scorer::{Convention, Scorer};
 pub use stats::{FeatureStats, StatsAccumulator};
-pub use suite::{ExtractorConfig, MetricConfig, Progress, RealImages, Suite};
+pub use suite::{Progress, RealImages, Suite};
 pub use torchscript::TorchScript;

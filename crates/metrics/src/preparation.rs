@@ -34,19 +34,21 @@ pub struct Preparation<'a> {
 }
 
 impl Preparation<'_> {
-    /// Trains the extractors, but for a `primary` that is given, and gathers statistics and features of the real images, or
-    /// takes all from files.
+    /// Trains the extractors, but for those of primary and independent that are `given`, and gathers statistics and features of
+    /// the real images, or takes all from files.
     ///
     /// # Errors
     /// The images are not u8 `[N,C,H,W]` with N ≥ 2, a label is not a class, or libtorch failed.
-    pub fn suite(&self, primary: Option<Extractor>) -> Result<Suite> {
+    pub fn suite(&self, given: [Option<Extractor>; 2]) -> Result<Suite> {
         let chw = self.real.checked()?;
-        if !self.real.has_classes() && primary.is_none() {
+        if !self.real.has_classes() && given[0].is_none() {
             tracing::info!("the data has no labels: images are judged by the features of random convolutions");
         }
+        let [primary, independent] = given;
+        let or_own = |given: Option<Extractor>, variant| given.map_or_else(|| self.network(variant), Ok);
         Ok(Suite {
-            primary: self.scorer(primary.map_or_else(|| self.network(Variant::Primary), Ok)?)?,
-            independent: self.scorer(self.network(Variant::Independent)?)?,
+            primary: self.scorer(or_own(primary, Variant::Primary)?)?,
+            independent: self.scorer(or_own(independent, Variant::Independent)?)?,
             pixels: self.scorer(Extractor::Pixels(Pixels::new(chw, self.device)))?,
         })
     }
@@ -56,11 +58,14 @@ impl Preparation<'_> {
     ///
     /// # Errors
     /// Those of [`Self::suite`].
-    pub fn untrained(&self, primary: Option<Extractor>) -> Result<[Extractor; 3]> {
-        let network = |variant| -> Result<Extractor> { Ok(self.of_kind(self.initial(variant)?)) };
+    pub fn untrained(&self, given: [Option<Extractor>; 2]) -> Result<[Extractor; 3]> {
+        let [primary, independent] = given;
+        let or_own = |given: Option<Extractor>, variant| -> Result<Extractor> {
+            given.map_or_else(|| Ok(self.of_kind(self.initial(variant)?)), Ok)
+        };
         Ok([
-            primary.map_or_else(|| network(Variant::Primary), Ok)?,
-            network(Variant::Independent)?,
+            or_own(primary, Variant::Primary)?,
+            or_own(independent, Variant::Independent)?,
             Extractor::Pixels(Pixels::new(self.real.checked()?, self.device)),
         ])
     }
@@ -116,8 +121,10 @@ impl Preparation<'_> {
         // It tells the weights.
         let convention = extractor.convention();
         let name = format!("{:.16}", blake3::hash(convention.as_bytes()).to_hex());
-        let key = format!("{} statistics of {convention}", self.key());
-        let file = cached(self.cache, &self.file_name(&format!("stats-{name}")), &key, || {
+        // Published weights know nothing of the seed; the convention of others tells it.
+        let key = format!("version {VERSION} data {} statistics of {convention}", self.real.hash);
+        let file = format!("stats-{name}-v{VERSION}-{}", self.short_hash(16));
+        let file = cached(self.cache, &file, &key, || {
             let RealFeatures { stats, points } = self.real_features(&extractor)?;
             let n = Tensor::from(stats.n);
             let tensors = [("n", n), ("mean", stats.mean), ("cov", stats.cov), ("points", points)];

@@ -77,7 +77,7 @@ impl Scorer {
                 net.scale
             }
             // Distances by these are to be comparable with published ones.
-            Extractor::Inception(_) | Extractor::TorchScript(_) | Extractor::Pixels(_) => 1.0,
+            Extractor::Inception(_) | Extractor::Lite(_) | Extractor::TorchScript(_) | Extractor::Pixels(_) => 1.0,
         };
         let real_features = Some(points.f_to(extractor.device())? * factor);
         let reference = Reference::new(stats.scaled(factor))?;

@@ -1,63 +1,7 @@
 //! The three ways in which a run's images are judged, made ready from its real images.
 
 use crate::scorer::Scorer;
-use lcsc_torch::{Kind, Precision, Result, Tensor, bail};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
-
-/// How images are judged.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct MetricConfig {
-    /// Seed of the classifiers: initial weights and training batches.
-    pub seed: u64,
-    /// What the search sees.
-    pub extractor: ExtractorConfig,
-}
-
-/// The features that images are judged by.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ExtractorConfig {
-    /// The network of published FIDs, pytorch-fid's port: its weights file, or `auto` for that of `LCSC_INCEPTION` or the
-    /// one that `lcsc data fetch inception` brought.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub inception: Option<PathBuf>,
-    /// A TorchScript module of RGB pixels f32 `[B,3,H,W]` in 0…255 that gives features `[B,D]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub torchscript: Option<PathBuf>,
-    /// Of a TorchScript module: the boolean argument of its `forward` that asks for features, else their key in a dict or
-    /// their index in a tuple.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub output: Option<String>,
-    /// What Inception computes in: `f32`, or faster on GPUs `bf16` or `f16`, whose distances are not comparable with published
-    /// ones.
-    #[serde(skip_serializing_if = "is_f32")]
-    #[schemars(extend("default" = "f32"))]
-    pub precision: Precision,
-}
-
-fn is_f32(precision: &Precision) -> bool {
-    *precision == Precision::F32
-}
-
-impl ExtractorConfig {
-    /// What is wrong with it, if anything.
-    pub fn problem(&self) -> Option<&'static str> {
-        match self {
-            Self { inception: Some(_), torchscript: Some(_), .. } => {
-                Some("expected `inception` or `torchscript`, not both")
-            }
-            Self { torchscript: None, output: Some(_), .. } => Some("`output` belongs to `torchscript`"),
-            Self { precision: Precision::Tf32, .. } => Some("expected precision `f32`, `bf16` or `f16`"),
-            Self { inception: None, precision: Precision::Bf16 | Precision::F16, .. } => {
-                Some("`precision` belongs to `inception`")
-            }
-            Self { .. } => None,
-        }
-    }
-}
+use lcsc_torch::{Kind, Result, Tensor, bail};
 
 /// The real images of a run.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +85,7 @@ mod tests {
     }
 
     fn prepare(real: RealImages, seed: u64, cache: Option<&Path>, progress: Progress) -> Result<Suite> {
-        Preparation { real, seed, device: Device::Cpu, cache, kept: None, progress }.suite(None)
+        Preparation { real, seed, device: Device::Cpu, cache, kept: None, progress }.suite([None, None])
     }
 
     fn noisy(images: &Tensor, amount: f64) -> Tensor {
@@ -202,7 +146,7 @@ mod tests {
         let prepared = |cache: Option<&Path>| {
             let real = real(&images, Some(&labels));
             let (kept, progress): (_, Progress) = (Some(kept.path()), &|_, _, _| ());
-            Preparation { real, seed: 0, device: Device::Cpu, cache, kept, progress }.suite(None).unwrap()
+            Preparation { real, seed: 0, device: Device::Cpu, cache, kept, progress }.suite([None, None]).unwrap()
         };
         let conventions = |suite: &Suite| scorers(suite).map(|s| s.extractor.convention());
         let first = conventions(&prepared(Some(cache.path())));

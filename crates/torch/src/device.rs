@@ -100,8 +100,9 @@ fn cuda_places() -> Vec<PathBuf> {
     near_places(&format!("cuda/{LIBRARY}"))
 }
 
-/// Where a library is looked for: `.libtorch` in a parent folder of the executable, then the loader's own path.
-pub(crate) fn near_places(library: &str) -> Vec<PathBuf> {
+/// Where a library, or another file of scripts/setup.sh, is looked for: `.libtorch` in a parent folder of the executable, then its
+/// name alone, for the loader's own path.
+pub fn near_places(library: &str) -> Vec<PathBuf> {
     let exe = std::env::current_exe().ok();
     // The resolved path, so that a library finds others relative to its real place.
     let place = |folder: &Path| folder.join(".libtorch").join(library).canonicalize().ok();

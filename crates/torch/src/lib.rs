@@ -45,7 +45,8 @@ mod threads;
 mod weights;
 
 pub use device::{
-    CudaStatus, DeviceChoice, Precision, copied, download, keep_freed_memory, open_cuda, synchronize, upload,
+    CudaStatus, DeviceChoice, Precision, copied, download, keep_freed_memory, near_places, open_cuda, synchronize,
+    upload,
 };
 pub use driver::Driver;
 pub use error::{Context, Error, Invalid, Result};
@@ -59,7 +60,7 @@ pub use noise::{Stream, derive_seed, latents, permutation, rng, seed_torch, stan
 pub use norm::{NormOperands, fused_group_norm};
 pub use optim::{AdamConfig, Optimizer, OptimizerConfig, Verdict};
 pub use pixels::{to_float, to_u8};
-pub use plan::Plan;
+pub use plan::{Plan, channels_last};
 pub use shim::{allow_tf32, choose_kernels, exact_products, release_memory};
 pub use tch;
 pub use tch::{Device, Kind, Tensor};

@@ -47,7 +47,7 @@ impl std::fmt::Display for Plan {
 }
 
 /// The same values `[B,C,H,W]` with those of a pixel side by side in memory; gradients flow through.
-fn channels_last(x: &Tensor) -> Tensor {
+pub fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 

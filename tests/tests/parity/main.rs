@@ -12,8 +12,8 @@ mod schedules;
 
 use fixture::{Fixture, Outcome, device};
 use lcsc_diffusion::{Churn, OdeConfig, SamplerConfig, Scalings, Spacing, sample};
-use lcsc_metrics::{FeatureStats, StatsAccumulator, frechet_distance};
-use lcsc_torch::{Kind, Tensor, allow_tf32};
+use lcsc_metrics::{Extractor, FeatureStats, Lite, LiteName, StatsAccumulator, frechet_distance};
+use lcsc_torch::{Kind, Tensor, allow_tf32, near_places};
 use libtest_mimic::{Arguments, Trial};
 use networks::Described;
 use std::path::{Path, PathBuf};
@@ -38,9 +38,14 @@ fn trial(path: PathBuf) -> Option<Trial> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let check: Box<dyn Fn() -> Outcome<f64> + Send> = match path.extension().and_then(|e| e.to_str()) {
         Some("json") => Box::new(move || schedules::check(&path)),
-        Some("safetensors") => match Fixture::open(&path).map(|f| check_of(&f)) {
-            Ok(Some(check)) => Box::new(move || check(&Fixture::open(&path)?)),
-            Ok(None) => {
+        Some("safetensors") => match Fixture::open(&path).map(|f| (check_of(&f), lite_of(&f))) {
+            // Standard output is the list of tests for those who ask for it.
+            Ok((Some(_), Some(lite))) if weights_of(lite).is_none() => {
+                eprintln!("skipped: {name}: its weights are not here: scripts/setup.sh fetches them");
+                return Some(Trial::test(name, || Ok(())).with_ignored_flag(true));
+            }
+            Ok((Some(check), _)) => Box::new(move || check(&Fixture::open(&path)?)),
+            Ok((None, _)) => {
                 let unsupported = Trial::test(name, || Ok(())).with_kind("not yet supported");
                 return Some(unsupported.with_ignored_flag(true));
             }
@@ -64,6 +69,7 @@ fn check_of(f: &Fixture) -> Option<fn(&Fixture) -> Outcome<f64>> {
         "consistency-loss" if losses::has_known_distance(f) => Some(losses::consistency),
         "fid" => Some(fid),
         "inception" => Some(inception),
+        "lite" => Some(lite),
         _ => None,
     }
 }
@@ -142,6 +148,28 @@ fn fid(f: &Fixture) -> Outcome<f64> {
     let cov = f.compare(&a.cov, "out.sigma_a")?;
     let fid = Tensor::from_slice(&[frechet_distance(&a, &b)?]);
     Ok(f.compare(&fid, "out.fid")?.max(mean).max(cov))
+}
+
+/// The Lite network that a file is about.
+fn lite_of(f: &Fixture) -> Option<LiteName> {
+    [LiteName::Lite0, LiteName::Lite2].into_iter().find(|name| f.json["network"] == name.name())
+}
+
+/// The weights of a Lite network, where scripts/setup.sh put them.
+fn weights_of(name: LiteName) -> Option<PathBuf> {
+    near_places(&format!("weights/{}", name.weights().file)).into_iter().find(|path| path.is_file())
+}
+
+fn lite(f: &Fixture) -> Outcome<f64> {
+    let name = lite_of(f).ok_or("no network")?;
+    let path = weights_of(name).ok_or("no weights")?;
+    let tensors = lcsc_trajectory::read_tensors(&path, &std::fs::read(&path)?, None)?;
+    let features = |side| -> Outcome<Tensor> {
+        let net = Lite::new(name, side, &tensors, name.weights().sha256, device())?;
+        Ok(Extractor::Lite(Box::new(net)).features(&f.tensor("in.images")?)?)
+    };
+    let side = f.json["side"].as_i64().ok_or("no side")?;
+    Ok(f.compare(&features(side)?, "out.features")?.max(f.compare(&features(71)?, "out.features_at_71")?))
 }
 
 fn inception(f: &Fixture) -> Outcome<f64> {

@@ -219,7 +219,8 @@ impl Search {
         let labels = data.labels.as_ref();
         let real = RealImages { images: &data.images, labels, classes: data.classes, hash: &data.hash };
         let kept = Some(folder.path());
-        let suite = Preparation { real, seed: 0, device, cache: None, kept, progress: &|_, _, _| () }.suite(None)?;
+        let suite =
+            Preparation { real, seed: 0, device, cache: None, kept, progress: &|_, _, _| () }.suite([None, None])?;
         let (partition, tracks) = (Partition::one(&model.layout), BTreeMap::new());
         let config = SearchConfig { images: IMAGES, chunk, ..SearchConfig::default() };
         let sampler = one_step();

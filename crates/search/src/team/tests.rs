@@ -24,7 +24,7 @@ fn scene() -> Scene {
     let real = RealImages { images: &images, labels: None, classes: 0, hash: "0123456789abcdef" };
     let progress: Progress = &|_, _, _| ();
     let preparation = Preparation { real, seed: 0, device: Device::Cpu, cache: None, kept: None, progress };
-    let suite = preparation.suite(None).unwrap();
+    let suite = preparation.suite([None, None]).unwrap();
     Scene { model, weights, suite, group: Group::alone() }
 }
 
