@@ -171,58 +171,48 @@ fn judges(args: &EvalArgs, source: &Source, device: Device, group: &Group) -> mi
 }
 
 /// The networks of published weights that images are judged by.
-enum Given {
-    /// One alone.
-    One(Extractor),
-    /// The primary and the independent one of a final table; where there is none, classifiers are trained on the data.
-    Judges([Option<Extractor>; 2]),
+struct Given {
+    /// The primary and the independent one of a final table; in place of one that is missing a classifier is trained on the data.
+    networks: [Option<Extractor>; 2],
+    /// Whether the primary judges alone.
+    is_alone: bool,
 }
 
 impl Given {
     /// Those of the training, unless another is asked for; of images Inception's.
     fn open(args: &EvalArgs, source: &Source, device: Device) -> Result<Self> {
         let named = args.extractor.clone().or_else(|| source.generator().is_none().then(ExtractorConfig::inception));
-        let metric = match &named {
-            Some(extractor) => {
-                MetricConfig { extractor: extractor.clone(), seed: source.seed(), ..MetricConfig::default() }
-            }
-            None => source.generator().map(|g| g.card.metric.clone()).unwrap_or_default(),
-        };
+        let trained = || source.generator().map(|g| g.card.metric.clone()).unwrap_or_default();
         match named {
-            Some(named) if !matches!(named, ExtractorConfig::Auto | ExtractorConfig::Classifier) => {
-                let opened = extractor::open(&named, source.chw(), device)?;
-                Ok(opened.map_or(Self::Judges([None, None]), Self::One))
+            Some(named @ (ExtractorConfig::Auto | ExtractorConfig::Classifier)) => {
+                let metric = MetricConfig { extractor: named, ..MetricConfig::default() };
+                Ok(Self { networks: extractor::open_judges(&metric, source.chw(), device)?, is_alone: false })
             }
-            _ => Ok(Self::Judges(extractor::open_judges(&metric, source.chw(), device)?)),
+            Some(named) => {
+                Ok(Self { networks: [extractor::open(&named, source.chw(), device)?, None], is_alone: true })
+            }
+            None => Ok(Self { networks: extractor::open_judges(&trained(), source.chw(), device)?, is_alone: false }),
         }
     }
 }
 
 /// The extractors of [`scorers`].
 fn extractors(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Extractor>> {
-    let given = match Given::open(args, source, device).into_diagnostic()? {
-        Given::One(extractor) => return Ok(vec![extractor]),
-        Given::Judges(given) => given,
-    };
+    let Given { networks, is_alone } = Given::open(args, source, device).into_diagnostic()?;
+    if is_alone {
+        return Ok(networks.into_iter().flatten().collect());
+    }
     let data = session::dataset(&source.reference_data(args), device)?;
-    Ok(session::preparing(&data, source.seed(), device, None, |preparation| preparation.untrained(given))?.into())
+    Ok(session::preparing(&data, source.seed(), device, None, |preparation| preparation.untrained(networks))?.into())
 }
 
 /// The ways of judging: by one network; else by primary, independent and pixels as in a final table.
 fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<Vec<Scorer>> {
-    let given = Given::open(args, source, device).into_diagnostic()?;
-    let primary = match &given {
-        Given::One(extractor) | Given::Judges([Some(extractor), _]) => Some(extractor),
-        Given::Judges([None, _]) => None,
-    };
+    let Given { networks, is_alone } = Given::open(args, source, device).into_diagnostic()?;
     if let Some(path) = args.reference.as_deref().map(Path::new)
-        && let Some(stats) = reference::statistics(path, primary.map(Extractor::dim)).into_diagnostic()?
+        && let Some(stats) = reference::statistics(path, networks[0].as_ref().map(Extractor::dim)).into_diagnostic()?
     {
-        let extractor = match given {
-            Given::One(extractor) => Some(extractor),
-            Given::Judges([primary, _]) => primary,
-        };
-        let Some(extractor) = extractor else {
+        let [Some(extractor), _] = networks else {
             miette::bail!(
                 "{}: statistics of features, which only the extractor that they were computed with can be compared with: \
                  --extractor inception, or --extractor 'torchscript = \"inception-2015-12-05.pt\", …' for EDM's",
@@ -238,12 +228,12 @@ fn scorers(args: &EvalArgs, source: &Source, device: Device) -> miette::Result<V
         let remedy = "`lcsc data convert` with --resolution and --rgb makes them alike";
         miette::bail!("the images are {ours:?} [C, H, W], those of the reference {} {theirs:?}: {remedy}", data.name);
     }
-    session::preparing(&data, source.seed(), device, None, |preparation| match given {
-        Given::One(extractor) => Ok(vec![preparation.scorer(extractor)?]),
-        Given::Judges(given) => {
-            let Suite { primary, independent, pixels } = preparation.suite(given)?;
-            Ok(vec![primary, independent, pixels])
+    session::preparing(&data, source.seed(), device, None, |preparation| {
+        if is_alone {
+            return networks.into_iter().flatten().map(|extractor| preparation.scorer(extractor)).collect();
         }
+        let Suite { primary, independent, pixels } = preparation.suite(networks)?;
+        Ok(vec![primary, independent, pixels])
     })
 }
 
