@@ -264,6 +264,26 @@ fn warnings_refuse_nothing() {
 }
 
 #[test]
+fn missing_extractors_are_told_beside_missing_data() {
+    let config = r#"
+name = "x"
+data.source = "none.zip"
+model.preset = "tiny"
+metric = { extractor = { inception = "none.pth" }, independent = { torchscript = "none.pt" } }
+
+[[stage]]
+name = "edm"
+nimg = 1_000
+batch = 32
+objective.edm = {}
+"#;
+    let words = refused(config, &[]);
+    for place in ["data.source: ", "metric.extractor: ", "metric.independent: "] {
+        assert!(words.contains(place), "{words}");
+    }
+}
+
+#[test]
 fn a_gradient_does_not_lead_through_f16() {
     let config = |precision: &str| {
         format!(

@@ -76,11 +76,12 @@ pub fn check_sections(sections: &Sections, problems: &mut Vec<Problem>) -> Optio
         Ok(data) => {
             let image = config::image_shape(&data, sections.conditional);
             sections.model.iter().for_each(|m| problems.extend(under("model", m.validate(image))));
-            check_judges(sections, &data, image.chw(), problems);
+            check_judges(sections, Some((&data, image.chw())), problems);
             Some(data)
         }
         Err(e) => {
             problems.push(Problem::error("data.source", e.to_string()));
+            check_judges(sections, None, problems);
             None
         }
     }
@@ -108,17 +109,18 @@ fn under(place: &str, found: Vec<Invalid>) -> Vec<Problem> {
     found.into_iter().map(|i| Problem::error(format!("{place}.{}", i.key), i.message)).collect()
 }
 
-/// What is wrong with what images `[C,H,W]` are judged by.
-fn check_judges(sections: &Sections, data: &DataInfo, chw: [i64; 3], problems: &mut Vec<Problem>) {
+/// What is wrong with what images are judged by, as far as that is known without the data and its shape `[C,H,W]`.
+fn check_judges(sections: &Sections, data: Option<(&DataInfo, [i64; 3])>, problems: &mut Vec<Problem>) {
     // Sections that are left out have their defaults; those that cannot be read were told of.
     let metric = sections.metric.clone().unwrap_or_default();
-    if let Some(problem) = metric.problem(chw) {
-        problems.push(Problem::error("metric.independent", problem));
-    }
-    let [primary, independent] = metric.judges(chw);
+    problems.extend(data.and_then(|(_, chw)| metric.problem(chw)).map(|p| Problem::error("metric.independent", p)));
+    let named = || [metric.extractor.clone(), metric.independent.clone()];
+    let [primary, independent] = data.map_or_else(named, |(_, chw)| metric.judges(chw));
     let search = sections.search.clone().unwrap_or_default();
     if search.when != When::Off {
-        if data.images < REAL_IMAGES {
+        if let Some((data, _)) = data
+            && data.images < REAL_IMAGES
+        {
             let message = format!(
                 "holds {} images, expected at least {REAL_IMAGES}: samples are compared with their neighbours among the real images",
                 data.images

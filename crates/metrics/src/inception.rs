@@ -252,7 +252,7 @@ impl Structure {
         ];
         b.param("fc.bias", &[CLASSES]);
         let scores = b.param("fc.weight", &[CLASSES, FEATURES]);
-        (Self { stem, blocks, scores }, builder.finish(EXPECTED))
+        (Self { stem, blocks, scores }, builder.finish(EXPECTED.into()))
     }
 }
 

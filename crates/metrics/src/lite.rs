@@ -2,7 +2,7 @@
 
 use crate::extractor::rgb;
 use crate::published::{Conv, Expected, NetworkBuilder, Published};
-use lcsc_torch::{Device, Kind, ParamId, Params, Precision, Result, Tensor, TensorSpec, channels_last};
+use lcsc_torch::{Device, Kind, ParamId, Params, Precision, Result, Tensor, channels_last};
 
 /// D, the features of the last pool.
 pub(crate) const FEATURES: i64 = 1280;
@@ -43,8 +43,8 @@ impl LiteName {
         }
     }
 
-    /// Height and width that images are brought to unless told, in pixels: half of what the network was trained on, at a quarter of
-    /// the cost.
+    /// Height and width that images are brought to unless told, in pixels: about half of what the network was trained on, at a quarter
+    /// of the operations.
     pub fn side(self) -> i64 {
         match self {
             Self::Lite0 => 112,
@@ -211,11 +211,8 @@ impl Structure {
         }
         let head = Same::new(&mut b, ["_conv_head", "_bn1"], [FEATURES, from, 1], 1, 1);
         let scores = [b.param("_fc.weight", &[CLASSES, FEATURES]), b.param("_fc.bias", &[CLASSES])];
-        let expected = match name {
-            LiteName::Lite0 => "expected those of efficientnet-lite0-57934424.pth",
-            LiteName::Lite2 => "expected those of efficientnet-lite2-9656183e.pth",
-        };
-        (Self { stem, blocks, head, scores }, b.finish(expected))
+        let expected = b.finish(format!("expected those of {}", name.weights().file));
+        (Self { stem, blocks, head, scores }, expected)
     }
 
     /// x [B,3,side,side] → [B,1280,⌈side/32⌉,⌈side/32⌉].
@@ -237,11 +234,6 @@ pub struct Lite {
 }
 
 impl Lite {
-    /// Names and shapes of the published state dict, `num_batches_tracked` apart.
-    pub fn tensors(name: LiteName) -> Vec<TensorSpec> {
-        Structure::new(name).1.tensors()
-    }
-
     /// The network with the tensors of its published file, which has the SHA-256 `hash`, for images brought to `side` pixels.
     ///
     /// # Errors
@@ -262,7 +254,8 @@ impl Lite {
     /// Features f32 [B,1280] of pixels f32 [B,1 or 3,H,W] in [−1,1].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let params = self.published.params()?;
-        let x = (self.resized(&rgb(x)) + 1.0) * (127.5 / SCALE) - MEAN / SCALE;
+        // Before it is enlarged, with which it commutes.
+        let x = self.resized(&(rgb(x) * (127.5 / SCALE) + (127.5 - MEAN) / SCALE));
         // Convolutions of single channels are faster so.
         let x = channels_last(&x.to_kind(self.published.kind()));
         let x = self.structure.forward(&params, &x);
@@ -302,10 +295,11 @@ impl Lite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lcsc_torch::TensorSpec;
 
     #[test]
     fn networks_are_as_wide_and_deep_as_published() {
-        let count = |name| Lite::tensors(name).iter().map(TensorSpec::numel).sum::<i64>();
+        let count = |name| Structure::new(name).1.tensors().iter().map(TensorSpec::numel).sum::<i64>();
         // As many values as the published files have, without their counters.
         assert_eq!((count(LiteName::Lite0), count(LiteName::Lite2)), (4_694_024, 6_150_168));
         assert_eq!([16, 24, 40, 80, 112, 192, 320].map(|n| widened(n, 1.1)), [16, 24, 48, 88, 120, 208, 352]);

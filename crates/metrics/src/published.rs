@@ -51,7 +51,7 @@ impl NetworkBuilder {
     }
 
     /// `expected` says what file it should be.
-    pub(crate) fn finish(self, expected: &'static str) -> Expected {
+    pub(crate) fn finish(self, expected: String) -> Expected {
         Expected { layout: self.layout.finish(), norms: self.norms, expected }
     }
 }
@@ -61,7 +61,7 @@ impl NetworkBuilder {
 pub(crate) struct Expected {
     layout: ParamLayout,
     norms: Vec<[String; 2]>,
-    expected: &'static str,
+    expected: String,
 }
 
 impl Expected {
@@ -117,7 +117,7 @@ impl Expected {
         let is_counter = |name: &str| name.ends_with("num_batches_tracked");
         let given = tensors.iter().filter(|(name, _)| !is_counter(name));
         let mut rest: HashMap<&str, &Tensor> = given.map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let (mut found, expected) = (HashMap::new(), self.expected);
+        let (mut found, expected) = (HashMap::new(), &self.expected);
         for TensorSpec { name, shape, .. } in self.tensors() {
             match rest.remove(name.as_str()) {
                 None => bail!("the weights lack the tensor `{name}`: {expected}"),
